@@ -1,0 +1,9 @@
+//! Arithmetic on audio: no clock, no I/O.
+//!
+//! A *sample* is one `i16`, a *frame* one sample per channel, a *group* what analysis gets at once.
+
+pub mod format;
+pub mod level;
+pub mod rate_judge;
+pub mod resample;
+pub mod window;
