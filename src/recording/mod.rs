@@ -1,0 +1,7 @@
+//! Bytes to disk: names that no sender can abuse, and files that are valid WAV at every instant.
+
+pub mod path;
+pub mod pipeline_log;
+pub mod repair;
+pub mod segment_file;
+pub mod wav_header;

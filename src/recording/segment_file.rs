@@ -1,0 +1,313 @@
+//! One WAV file that is valid at every instant.
+//!
+//! Data goes first, then one 44-byte write of the whole header: a reader, and a crash, may see the header lag behind the data by one append,
+//! which every player takes for a slightly shorter file, but never a header that promises too much (`reliability.md` 5.1). Writes are
+//! positional, so a failed append can be tried again as it was.
+//!
+//! A 4 KiB block of the file that holds only zeros is never written: it reads as the silence it is, and costs no disk.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::path::SegmentName;
+use super::wav_header::{self, HEADER_BYTES};
+use crate::audio::format::PcmFormat;
+use crate::audio::level::is_digital_silence;
+
+/// The unit in which files leave out zeros; the block size of ext4, XFS and others.
+const BLOCK_BYTES: u64 = 4096;
+
+/// A stretch of a recording.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Piece {
+    Audio(Bytes),
+    /// So many bytes that could not be kept: a hole, which reads as zeros.
+    Lost(u64),
+    /// So many bytes of a muted track's zeros that are left out on purpose: they take no room in the file.
+    Muted(u64),
+}
+
+impl Piece {
+    /// The bytes that the piece takes in the file.
+    pub fn file_bytes(&self) -> u64 {
+        match self {
+            Self::Audio(audio) => len(audio),
+            Self::Lost(bytes) => *bytes,
+            Self::Muted(_) => 0,
+        }
+    }
+}
+
+/// A segment that is finished: its file changes no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    pub frames: u64,
+    /// Bytes of PCM; the file is 44 bytes longer.
+    pub bytes: u64,
+}
+
+/// An open segment.
+#[derive(Debug)]
+pub struct SegmentFile {
+    file: File,
+    directory: PathBuf,
+    /// Relative to the audio directory.
+    relative: PathBuf,
+    format: PcmFormat,
+    data_bytes: u64,
+    /// How far the file has been written or extended.
+    file_bytes: u64,
+}
+
+impl SegmentFile {
+    /// Makes the file with its first audio. It appears under its name complete, and never in the place of another: where the name is taken,
+    /// the time stamp moves on by a millisecond.
+    ///
+    /// # Errors
+    /// Whatever the file system says; no file is left under the name then.
+    pub fn create(audio_dir: &Path, name: &SegmentName, time: DateTime<Utc>, format: PcmFormat, first: &[Piece]) -> io::Result<Self> {
+        let directory = audio_dir.join(name.directory());
+        std::fs::DirBuilder::new().recursive(true).mode(0o750).create(&directory)?;
+        let unfinished = directory.join(format!(".{}.new", crate::ids::new_row_id()));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(&unfinished)?;
+        let mut segment = Self { file, directory, relative: PathBuf::new(), format, data_bytes: 0, file_bytes: 0 };
+        let made = segment.append(first).and_then(|()| {
+            (0..1000)
+                .map(|bump| name.file(time + TimeDelta::milliseconds(bump)))
+                .find_map(|relative| match rename_without_replacing(&unfinished, &audio_dir.join(&relative)) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
+                    Err(error) => Some(Err(error)),
+                    Ok(()) => Some(Ok(relative)),
+                })
+                .unwrap_or_else(|| Err(io::ErrorKind::AlreadyExists.into()))
+        });
+        match made {
+            Ok(relative) => {
+                segment.relative = relative;
+                Ok(segment)
+            }
+            Err(error) => {
+                if let Err(left) = std::fs::remove_file(&unfinished) {
+                    log::warn!("cannot remove an unfinished file path={unfinished:?} error={left}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The path below the audio directory.
+    pub fn relative_path(&self) -> &Path {
+        &self.relative
+    }
+
+    pub fn format(&self) -> PcmFormat {
+        self.format
+    }
+
+    /// Bytes of PCM so far.
+    pub fn data_bytes(&self) -> u64 {
+        self.data_bytes
+    }
+
+    /// Appends whole pieces and then declares them in the header. After an error nothing of them counts, and the same call may be made again.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn append(&mut self, pieces: &[Piece]) -> io::Result<()> {
+        let mut end = self.data_bytes;
+        for piece in pieces {
+            if let Piece::Audio(audio) = piece {
+                self.write_sparse(HEADER_BYTES + end, audio)?;
+            }
+            end += piece.file_bytes();
+        }
+        if self.file_bytes < HEADER_BYTES + end {
+            self.file.set_len(HEADER_BYTES + end)?;
+            self.file_bytes = HEADER_BYTES + end;
+        }
+        self.file.write_all_at(&wav_header::encode(self.format, end), 0)?;
+        self.data_bytes = end;
+        Ok(())
+    }
+
+    /// Corrects the declared format. The audio stays as it is.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn set_format(&mut self, format: PcmFormat) -> io::Result<()> {
+        self.file.write_all_at(&wav_header::encode(format, self.data_bytes), 0)?;
+        self.format = format;
+        Ok(())
+    }
+
+    /// Finishes the file: cut to what the header declares, handed to the disk together with its name.
+    ///
+    /// # Errors
+    /// Whatever the file system says; the file is valid all the same.
+    pub fn seal(self) -> io::Result<Sealed> {
+        let frames = self.format.frames(self.data_bytes);
+        let bytes = frames * self.format.frame_bytes();
+        if self.file_bytes != HEADER_BYTES + bytes {
+            self.file.set_len(HEADER_BYTES + bytes)?;
+        }
+        self.file.sync_all()?;
+        File::open(&self.directory)?.sync_all()?;
+        Ok(Sealed { frames, bytes })
+    }
+
+    /// Writes `audio` at `offset`, leaving out what is zero within a block of the file.
+    fn write_sparse(&mut self, offset: u64, audio: &[u8]) -> io::Result<()> {
+        let mut run_start = offset;
+        let mut run: &[u8] = &[];
+        let mut rest = audio;
+        let mut position = offset;
+        while !rest.is_empty() {
+            let in_block = usize::try_from(BLOCK_BYTES - position % BLOCK_BYTES).unwrap_or(usize::MAX).min(rest.len());
+            let (block, tail) = rest.split_at(in_block);
+            if is_digital_silence(block) {
+                self.write_run(run_start, run)?;
+                run = &[];
+                run_start = position + len(block);
+            } else {
+                let from = usize::try_from(run_start - offset).unwrap_or(usize::MAX);
+                let to = usize::try_from(position - offset).unwrap_or(usize::MAX).saturating_add(in_block);
+                run = audio.get(from..to).unwrap_or_default();
+            }
+            position += len(block);
+            rest = tail;
+        }
+        self.write_run(run_start, run)
+    }
+
+    fn write_run(&mut self, offset: u64, run: &[u8]) -> io::Result<()> {
+        if run.is_empty() {
+            return Ok(());
+        }
+        self.file.write_all_at(run, offset)?;
+        self.file_bytes = self.file_bytes.max(offset + len(run));
+        Ok(())
+    }
+}
+
+/// Gives a finished file its name, which must be free.
+fn rename_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Some network and FUSE file systems lack the flag: a hard link refuses a taken name too.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            std::fs::hard_link(from, to)?;
+            std::fs::remove_file(from)
+        }
+        result => Ok(result?),
+    }
+}
+
+fn len(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn name() -> SegmentName {
+        SegmentName { meeting: "RM_1".into(), room: "room".into(), participant: None, track: Some("TR_1".into()) }
+    }
+
+    fn audio(bytes: Vec<u8>) -> Piece {
+        Piece::Audio(Bytes::from(bytes))
+    }
+
+    fn noise(bytes: usize) -> Vec<u8> {
+        (0..bytes).map(|i| (i * 31 % 255) as u8 + 1).collect()
+    }
+
+    fn create(dir: &Path, first: &[Piece]) -> SegmentFile {
+        SegmentFile::create(dir, &name(), Utc::now(), PcmFormat::LIVEKIT, first).expect("a segment")
+    }
+
+    /// The PCM that a player would read, by hound.
+    fn read(dir: &Path, segment: &Path) -> Vec<u8> {
+        let reader = hound::WavReader::open(dir.join(segment)).expect("a WAV file");
+        reader.into_samples::<i16>().flat_map(|sample| sample.expect("a sample").to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn the_file_is_valid_after_every_append() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let sound = noise(40_000);
+        let mut segment = create(dir.path(), &[audio(sound[..4].to_vec())]);
+        let path = segment.relative_path().to_owned();
+        for end in (4..sound.len()).step_by(5_996) {
+            let next = (end + 5_996).min(sound.len());
+            segment.append(&[audio(sound[end..next].to_vec())]).expect("an append");
+            assert_eq!(read(dir.path(), &path), sound[..next]);
+        }
+        assert_eq!(segment.seal().expect("sealed"), Sealed { frames: 10_000, bytes: 40_000 });
+    }
+
+    #[test]
+    fn zeros_are_holes_that_read_as_zeros() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut sound = noise(20_000);
+        sound.extend(vec![0; 2_000_000]);
+        sound.extend(noise(20_000));
+        sound.extend(vec![0; 1_000_000]);
+        let mut segment = create(dir.path(), &[audio(sound[..1_920].to_vec())]);
+        for piece in sound[1_920..].chunks(19_200) {
+            segment.append(&[audio(piece.to_vec()), Piece::Muted(960)]).expect("an append");
+        }
+        let path = segment.relative_path().to_owned();
+        segment.seal().expect("sealed");
+        assert_eq!(read(dir.path(), &path), sound);
+        let metadata = std::fs::metadata(dir.path().join(&path)).expect("a file");
+        assert_eq!(metadata.len(), 44 + sound.len() as u64);
+        let allocated = metadata.blocks() * 512;
+        assert!(allocated <= 40_000 + 4 * 4_096, "{allocated} bytes allocated for 40 kB of sound");
+    }
+
+    #[test]
+    fn lost_audio_keeps_its_length() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let segment = create(dir.path(), &[audio(noise(400)), Piece::Lost(10_000), audio(noise(400))]);
+        let path = segment.relative_path().to_owned();
+        assert_eq!(segment.seal().expect("sealed").bytes, 10_800);
+        assert_eq!(read(dir.path(), &path), [noise(400), vec![0; 10_000], noise(400)].concat());
+    }
+
+    #[test]
+    fn a_taken_name_is_never_replaced() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let time = Utc::now();
+        let make = |sound: Vec<u8>| SegmentFile::create(dir.path(), &name(), time, PcmFormat::LIVEKIT, &[audio(sound)]).expect("a segment");
+        let paths: Vec<PathBuf> = [4, 8, 12].map(|bytes| make(noise(bytes)).relative_path().to_owned()).into();
+        assert_eq!(paths.iter().map(|path| read(dir.path(), path).len()).collect::<Vec<_>>(), [4, 8, 12]);
+    }
+
+    #[test]
+    fn correcting_the_format_keeps_every_byte() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mono = PcmFormat { channels: 1, ..PcmFormat::LIVEKIT };
+        let mut segment = SegmentFile::create(dir.path(), &name(), Utc::now(), mono, &[audio(noise(800))]).expect("a segment");
+        segment.set_format(PcmFormat::LIVEKIT).expect("corrected");
+        segment.append(&[audio(noise(400))]).expect("an append");
+        let path = segment.relative_path().to_owned();
+        assert_eq!(segment.seal().expect("sealed").frames, 300);
+        assert_eq!(hound::WavReader::open(dir.path().join(&path)).expect("a WAV file").spec().channels, 2);
+        assert_eq!(read(dir.path(), &path), [noise(800), noise(400)].concat());
+    }
+
+    #[test]
+    fn a_full_disk_leaves_nothing_under_the_name() {
+        let name = SegmentName { meeting: "RM".into(), ..name() };
+        let missing = Path::new("/proc/no-such-place");
+        assert!(SegmentFile::create(missing, &name, Utc::now(), PcmFormat::LIVEKIT, &[audio(noise(4))]).is_err());
+    }
+}
