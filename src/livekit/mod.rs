@@ -1,0 +1,5 @@
+//! What LiveKit really sends and does. The only user of `livekit-api`.
+
+pub mod egress_stream;
+pub mod rooms;
+pub mod webhook;

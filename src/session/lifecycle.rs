@@ -1,0 +1,295 @@
+//! What an event changes, such that every order and every repetition of the same events ends in the same state.
+//!
+//! LiveKit promises no order between its queues and repeats what it is not sure of (`livekit.md` 2.2). So nothing here depends on what came
+//! before: times only move to the earlier one, endings are final for their SID, and a description is replaced only by a later one.
+
+use chrono::{DateTime, Utc};
+
+use super::event::{EventKind, Participant, SessionEvent, Track};
+use crate::ids::{Identity, MeetingId, ParticipantSid, RoomName, RoomSid, TrackSid};
+
+/// What one event says of the session of its room, and of one participant or track in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    pub session: SessionState,
+    pub participant: Option<ParticipantState>,
+    pub track: Option<TrackState>,
+}
+
+/// Everything known of one life of a room. Its end is final.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SessionState {
+    pub room_sid: RoomSid,
+    pub room_name: RoomName,
+    pub started_at: DateTime<Utc>,
+    pub ended_at: Option<DateTime<Utc>>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParticipantState {
+    pub sid: ParticipantSid,
+    pub identity: Identity,
+    pub joined_at: Option<DateTime<Utc>>,
+    pub left_at: Option<DateTime<Utc>>,
+    pub description: Described<(String, String)>,
+}
+
+impl ParticipantState {
+    pub fn name(&self) -> &str {
+        &self.description.value.0
+    }
+
+    pub fn kind(&self) -> &str {
+        &self.description.value.1
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrackState {
+    pub sid: TrackSid,
+    pub identity: Identity,
+    pub published_at: Option<DateTime<Utc>>,
+    pub unpublished_at: Option<DateTime<Utc>>,
+    pub description: Described<TrackDescription>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TrackDescription {
+    pub kind: String,
+    pub source: String,
+    pub name: String,
+    pub mime_type: String,
+}
+
+/// A value and the time of the event that said it. The later one wins; at the same second the greater value does, so that order never decides.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Described<T> {
+    /// `None`: nobody has said it yet.
+    pub at: Option<DateTime<Utc>>,
+    pub value: T,
+}
+
+impl<T: Ord> Described<T> {
+    fn merge(self, other: Self) -> Self {
+        self.max(other)
+    }
+}
+
+impl SessionState {
+    /// The meeting that a webhook-made session stands for.
+    pub fn meeting_id(&self) -> MeetingId {
+        MeetingId::new(self.room_sid.as_str())
+    }
+
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        Self { started_at: self.started_at.min(other.started_at), ended_at: earlier(self.ended_at, other.ended_at), ..self }
+    }
+}
+
+impl ParticipantState {
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        Self {
+            joined_at: earlier(self.joined_at, other.joined_at),
+            left_at: earlier(self.left_at, other.left_at),
+            description: self.description.merge(other.description),
+            sid: self.sid,
+            identity: self.identity.max(other.identity),
+        }
+    }
+}
+
+impl TrackState {
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        Self {
+            published_at: earlier(self.published_at, other.published_at),
+            unpublished_at: earlier(self.unpublished_at, other.unpublished_at),
+            description: self.description.merge(other.description),
+            sid: self.sid,
+            identity: self.identity.max(other.identity),
+        }
+    }
+}
+
+fn earlier(a: Option<DateTime<Utc>>, b: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// What an event changes. `None` for one that names no room: there is nothing to keep but the event.
+pub fn change(event: &SessionEvent) -> Option<Change> {
+    let room = event.room.as_ref()?;
+    let at = event.created_at;
+    let session = SessionState {
+        room_sid: room.sid.clone(),
+        room_name: room.name.clone(),
+        started_at: room.created_at.map_or(at, |created| created.min(at)),
+        ended_at: matches!(event.kind, EventKind::RoomEnded).then_some(at),
+    };
+    let (participant, track) = match &event.kind {
+        EventKind::RoomStarted | EventKind::RoomEnded | EventKind::Other => (None, None),
+        EventKind::ParticipantJoined(participant) => {
+            let joined_at = participant.joined_at.unwrap_or(at);
+            (Some(ParticipantState { joined_at: Some(joined_at), ..described_participant(participant, at) }), None)
+        }
+        EventKind::ParticipantLeft(participant) => (Some(ParticipantState { left_at: Some(at), ..described_participant(participant, at) }), None),
+        EventKind::TrackPublished(participant, track) => {
+            let state = TrackState { published_at: Some(at), ..described_track(participant, track, at) };
+            (Some(described_participant(participant, at)), Some(state))
+        }
+        EventKind::TrackUnpublished(participant, track) => {
+            let state = TrackState { unpublished_at: Some(at), ..described_track(participant, track, at) };
+            (Some(described_participant(participant, at)), Some(state))
+        }
+    };
+    Some(Change { session, participant, track })
+}
+
+fn described_participant(participant: &Participant, at: DateTime<Utc>) -> ParticipantState {
+    ParticipantState {
+        sid: participant.sid.clone(),
+        identity: participant.identity.clone(),
+        joined_at: participant.joined_at,
+        left_at: None,
+        description: Described { at: participant.complete.then_some(at), value: (participant.name.clone(), participant.kind.clone()) },
+    }
+}
+
+fn described_track(participant: &Participant, track: &Track, at: DateTime<Utc>) -> TrackState {
+    TrackState {
+        sid: track.sid.clone(),
+        identity: participant.identity.clone(),
+        published_at: None,
+        unpublished_at: None,
+        description: Described {
+            at: Some(at),
+            value: TrackDescription {
+                kind: track.kind.clone(),
+                source: track.source.clone(),
+                name: track.name.clone(),
+                mime_type: track.mime_type.clone(),
+            },
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use chrono::TimeZone;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::EventId;
+    use crate::session::event::Room;
+
+    fn time(second: i64) -> DateTime<Utc> {
+        Utc.timestamp_opt(1_700_000_000 + second, 0).single().expect("a time")
+    }
+
+    fn event(second: i64, kind: EventKind) -> SessionEvent {
+        let room = Room { sid: RoomSid::new("RM_1"), name: RoomName::new("room"), created_at: None };
+        SessionEvent { id: EventId::new("EV"), name: String::new(), created_at: time(second), room: Some(room), kind }
+    }
+
+    fn participant(name: &str, complete: bool) -> Participant {
+        Participant {
+            sid: ParticipantSid::new("PA_1"),
+            identity: Identity::new("ana"),
+            name: name.to_owned(),
+            kind: "STANDARD".to_owned(),
+            joined_at: None,
+            complete,
+        }
+    }
+
+    fn track(name: &str) -> Track {
+        let text = str::to_owned;
+        Track { sid: TrackSid::new("TR_1"), kind: text("AUDIO"), source: text("MICROPHONE"), name: text(name), mime_type: text("audio/opus") }
+    }
+
+    /// One session with everything that can happen, twice over and with two names.
+    fn story() -> Vec<SessionEvent> {
+        vec![
+            event(0, EventKind::RoomStarted),
+            event(1, EventKind::ParticipantJoined(participant("Ana", true))),
+            event(2, EventKind::TrackPublished(participant("", false), track("mic"))),
+            event(3, EventKind::Other),
+            event(4, EventKind::TrackUnpublished(participant("", false), track("mic 2"))),
+            event(5, EventKind::ParticipantLeft(participant("Ana B.", true))),
+            event(6, EventKind::RoomEnded),
+            event(7, EventKind::RoomEnded),
+        ]
+    }
+
+    type World = (Option<SessionState>, BTreeMap<ParticipantSid, ParticipantState>, BTreeMap<TrackSid, TrackState>);
+
+    fn replay(events: &[SessionEvent]) -> World {
+        let mut world: World = Default::default();
+        for change in events.iter().filter_map(change) {
+            world.0 = Some(match world.0 {
+                None => change.session,
+                Some(known) => known.merge(change.session),
+            });
+            if let Some(state) = change.participant {
+                let known = world.1.remove(&state.sid);
+                world.1.insert(state.sid.clone(), known.map_or(state.clone(), |known| known.merge(state)));
+            }
+            if let Some(state) = change.track {
+                let known = world.2.remove(&state.sid);
+                world.2.insert(state.sid.clone(), known.map_or(state.clone(), |known| known.merge(state)));
+            }
+        }
+        world
+    }
+
+    #[test]
+    fn the_told_order_gives_the_expected_end() {
+        let (session, participants, tracks) = replay(&story());
+        let session = session.expect("a session");
+        assert_eq!((session.started_at, session.ended_at), (time(0), Some(time(6))));
+        let ana = &participants[&ParticipantSid::new("PA_1")];
+        assert_eq!((ana.name(), ana.kind(), ana.joined_at, ana.left_at), ("Ana B.", "STANDARD", Some(time(1)), Some(time(5))));
+        let track = &tracks[&TrackSid::new("TR_1")];
+        assert_eq!((track.published_at, track.unpublished_at), (Some(time(2)), Some(time(4))));
+        assert_eq!(track.description.value.name, "mic 2");
+    }
+
+    proptest! {
+        #[test]
+        fn every_order_and_repetition_gives_the_same_state(
+            order in Just((0..8).collect::<Vec<usize>>()).prop_shuffle(),
+            repeated in proptest::collection::vec(0..8usize, 0..12),
+        ) {
+            let story = story();
+            let shuffled: Vec<SessionEvent> = order.iter().chain(&repeated).map(|index| story[*index].clone()).collect();
+            prop_assert_eq!(replay(&shuffled), replay(&story));
+        }
+
+        #[test]
+        fn a_subset_gives_the_same_state_in_every_order(
+            subset in proptest::sample::subsequence((0..8).collect::<Vec<usize>>(), 1..8),
+        ) {
+            let story = story();
+            let forth: Vec<SessionEvent> = subset.iter().map(|index| story[*index].clone()).collect();
+            let back: Vec<SessionEvent> = subset.iter().rev().map(|index| story[*index].clone()).collect();
+            prop_assert_eq!(replay(&forth), replay(&back));
+        }
+    }
+
+    #[test]
+    fn an_ended_session_never_comes_back() {
+        let (session, ..) = replay(&[event(6, EventKind::RoomEnded), event(9, EventKind::RoomStarted)]);
+        assert_eq!(session.expect("a session").ended_at, Some(time(6)));
+    }
+
+    #[test]
+    fn an_event_without_a_room_changes_nothing() {
+        assert_eq!(change(&SessionEvent { room: None, ..event(0, EventKind::Other) }), None);
+    }
+}
