@@ -1,0 +1,7 @@
+DROP TABLE measurements;
+DROP TABLE webhook_events;
+DROP TABLE segments;
+DROP TABLE recordings;
+DROP TABLE tracks;
+DROP TABLE participants;
+DROP TABLE sessions;

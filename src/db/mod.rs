@@ -1,0 +1,293 @@
+//! What must be remembered: the only user of diesel.
+//!
+//! One binary serves two engines, chosen by the URL. The queries of `queries/` are compiled twice, once for each engine's connection, so
+//! there is one text for both. Every call runs as a task on a runtime that the store owns, and callers await its handle: a caller that hangs
+//! up never cancels a query (diesel-async's SQLite wrapper would panic on an actix thread, and a cancelled transaction stays open).
+
+mod postgres;
+pub mod rows;
+mod schema;
+mod sqlite;
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel_migrations::{EmbeddedMigrations, embed_migrations};
+use tokio::runtime::Runtime;
+
+use crate::config::DatabaseUrl;
+use crate::ids::{MeetingId, RecordingId, RoomName, SegmentId, TicketId};
+use crate::session::event::SessionEvent;
+use rows::{
+    Admission, Applied, ClosedSegment, MeasurementRow, NewMeasurement, NewRecording, NewSegment, OpenedRecording, Page, ParticipantRow, RecordingRow,
+    SegmentRow, SessionFilter, SessionRow, StoredBody, TrackFacts, TrackRow,
+};
+
+const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
+
+/// How long a call waits for a free connection.
+const POOL_WAIT: Duration = Duration::from_secs(2);
+/// How long SQLite waits for another writer, and PostgreSQL for one statement.
+const STATEMENT_WAIT: Duration = Duration::from_secs(5);
+
+/// What a store call can fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    #[error("the database is busy: no connection was free within {} s", POOL_WAIT.as_secs())]
+    Busy,
+    #[error("cannot connect to the database: {0}")]
+    Connect(String),
+    #[error("the database refused: {0}")]
+    Query(#[from] DieselError),
+    #[error("the database's migrations failed: {0}")]
+    Migration(String),
+    /// The ticket has opened a connection before.
+    #[error("the ticket is spent")]
+    TicketSpent,
+    #[error("the row holds what this version does not know: {0}")]
+    Unreadable(String),
+    #[error("the store's task was lost: {0}")]
+    Lost(#[from] tokio::task::JoinError),
+}
+
+impl DbError {
+    /// Whether the same call may succeed later without anybody changing it.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Busy | Self::Connect(_) | Self::Lost(_) => true,
+            Self::Query(error) => !matches!(
+                error,
+                DieselError::DatabaseError(
+                    DatabaseErrorKind::UniqueViolation
+                        | DatabaseErrorKind::ForeignKeyViolation
+                        | DatabaseErrorKind::NotNullViolation
+                        | DatabaseErrorKind::CheckViolation,
+                    _
+                ) | DieselError::NotFound
+                    | DieselError::SerializationError(_)
+                    | DieselError::QueryBuilderError(_)
+                    | DieselError::DeserializationError(_)
+            ),
+            Self::Migration(_) | Self::TicketSpent | Self::Unreadable(_) => false,
+        }
+    }
+}
+
+/// The database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Engine,
+    /// `None` only while it is dropped.
+    runtime: Option<Runtime>,
+}
+
+enum Engine {
+    Sqlite(sqlite::Pools),
+    Postgres(postgres::Pools),
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A runtime must not be waited for in an async context.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Runs one query of `queries/` on a connection of the engine in use, as a task of the store.
+macro_rules! run {
+    ($store:expr, $access:ident, $module:ident :: $query:ident ( $($argument:expr),* )) => {
+        match &$store.inner.engine {
+            Engine::Sqlite(pools) => {
+                let pool = pools.$access.clone();
+                $store.task(async move {
+                    let mut connection = sqlite::connection(&pool).await?;
+                    sqlite::queries::$module::$query(&mut connection, $($argument),*).await
+                }).await
+            }
+            Engine::Postgres(pools) => {
+                let pool = pools.$access.clone();
+                $store.task(async move {
+                    let mut connection = postgres::connection(&pool).await?;
+                    postgres::queries::$module::$query(&mut connection, $($argument),*).await
+                }).await
+            }
+        }
+    };
+}
+
+impl Store {
+    /// Opens the database and brings its tables up to date. `connections` bounds PostgreSQL's pool.
+    ///
+    /// # Errors
+    /// When it cannot be reached, or a migration fails.
+    pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<Self, DbError> {
+        let store = Self::connect(url, connections)?;
+        match url {
+            DatabaseUrl::Sqlite(path) => {
+                let path = path.clone();
+                store.task(async move { sqlite::migrate(&path).await }).await?;
+            }
+            DatabaseUrl::Postgres(url) => {
+                let url = url.expose().to_owned();
+                store.task(async move { postgres::migrate(&url).await }).await?;
+            }
+        }
+        Ok(store)
+    }
+
+    fn connect(url: &DatabaseUrl, connections: u32) -> Result<Self, DbError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("store")
+            .enable_all()
+            .build()
+            .map_err(|error| DbError::Connect(error.to_string()))?;
+        let engine = match url {
+            DatabaseUrl::Sqlite(path) => Engine::Sqlite(sqlite::Pools::new(path)?),
+            DatabaseUrl::Postgres(url) => Engine::Postgres(postgres::Pools::new(url.expose(), connections)?),
+        };
+        Ok(Self { inner: Arc::new(Inner { engine, runtime: Some(runtime) }) })
+    }
+
+    /// The number of migrations that the database has not seen yet. Changes nothing, and makes no database where there is none.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn pending_migrations(url: &DatabaseUrl) -> Result<usize, DbError> {
+        let store = Self::connect(url, 1)?;
+        match url {
+            DatabaseUrl::Sqlite(path) => {
+                let path = path.clone();
+                store.task(async move { sqlite::pending(&path).await }).await
+            }
+            DatabaseUrl::Postgres(url) => {
+                let url = url.expose().to_owned();
+                store.task(async move { postgres::pending(&url).await }).await
+            }
+        }
+    }
+
+    /// Runs `work` where nobody can cancel it.
+    async fn task<T: Send + 'static>(&self, work: impl Future<Output = Result<T, DbError>> + Send + 'static) -> Result<T, DbError> {
+        let runtime = self.inner.runtime.as_ref().expect("the runtime lives as long as the store");
+        runtime.spawn(work).await?
+    }
+
+    /// Lets `work` go on, independently of whoever asked for it.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.inner.runtime.as_ref().expect("the runtime lives as long as the store").spawn(work);
+    }
+
+    /// Finds out whether the database takes writes now.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn probe(&self) -> Result<(), DbError> {
+        run!(self, writer, probe::take_write_lock())
+    }
+
+    /// What must be known before a connection is let in.
+    pub async fn admit(&self, room: RoomName, meeting: Option<MeetingId>, ticket: Option<TicketId>) -> Result<Admission, DbError> {
+        run!(self, reader, recordings::admit(&room, meeting.as_ref(), ticket.as_ref()))
+    }
+
+    /// Keeps an event and commits everything it changes with it. A known id changes nothing.
+    pub async fn apply_event(&self, event: SessionEvent, body: StoredBody) -> Result<Applied, DbError> {
+        run!(self, writer, events::apply(&event, &body))
+    }
+
+    /// Finds the recording that a connection continues, or starts one.
+    pub async fn open_recording(&self, new: NewRecording) -> Result<OpenedRecording, DbError> {
+        run!(self, writer, recordings::open(&new))
+    }
+
+    /// # Errors
+    /// [`DbError::TicketSpent`] for a ticket that has opened a connection before.
+    pub async fn open_segment(&self, new: NewSegment) -> Result<(), DbError> {
+        run!(self, writer, segments::open(&new))
+    }
+
+    pub async fn close_segment(&self, closed: ClosedSegment) -> Result<(), DbError> {
+        run!(self, writer, segments::close(&closed))
+    }
+
+    /// Replaces what the ingest knows of a recording's track.
+    pub async fn set_track_facts(&self, recording: RecordingId, facts: TrackFacts) -> Result<(), DbError> {
+        run!(self, writer, recordings::set_track_facts(&recording, &facts))
+    }
+
+    /// Ends a recording, unless another connection still writes it.
+    pub async fn close_recording(&self, recording: RecordingId) -> Result<(), DbError> {
+        run!(self, writer, recordings::close(&recording))
+    }
+
+    pub async fn add_measurements(&self, measurements: Vec<NewMeasurement>) -> Result<(), DbError> {
+        run!(self, writer, measurements::add(&measurements))
+    }
+
+    /// Segments that an earlier run left open.
+    pub async fn open_segments(&self) -> Result<Vec<SegmentRow>, DbError> {
+        run!(self, reader, segments::all_open())
+    }
+
+    pub async fn sessions(&self, filter: SessionFilter, page: Page) -> Result<Vec<SessionRow>, DbError> {
+        run!(self, reader, sessions::list(&filter, &page))
+    }
+
+    pub async fn session(&self, meeting: MeetingId) -> Result<Option<SessionRow>, DbError> {
+        run!(self, reader, sessions::find(&meeting))
+    }
+
+    pub async fn participants(&self, session: String) -> Result<Vec<ParticipantRow>, DbError> {
+        run!(self, reader, sessions::participants(&session))
+    }
+
+    /// The tracks of a meeting, and of recordings that are kept under its name.
+    pub async fn tracks(&self, meeting: MeetingId, page: Page) -> Result<Vec<TrackRow>, DbError> {
+        run!(self, reader, recordings::tracks(&meeting, &page))
+    }
+
+    /// The measurements of a meeting, each with its participant and track SID.
+    pub async fn measurements(
+        &self,
+        meeting: MeetingId,
+        participant: Option<String>,
+        page: Page,
+    ) -> Result<Vec<(MeasurementRow, Option<String>, Option<String>)>, DbError> {
+        run!(self, reader, measurements::list(&meeting, participant.as_deref(), &page))
+    }
+
+    pub async fn recordings(&self, meeting: Option<MeetingId>, page: Page) -> Result<Vec<RecordingRow>, DbError> {
+        run!(self, reader, recordings::list(meeting.as_ref(), &page))
+    }
+
+    pub async fn recording(&self, id: RecordingId) -> Result<Option<RecordingRow>, DbError> {
+        run!(self, reader, recordings::find(&id))
+    }
+
+    /// The segments of recordings, in the order of their making.
+    pub async fn segments_of(&self, recordings: Vec<String>) -> Result<Vec<SegmentRow>, DbError> {
+        run!(self, reader, segments::of(&recordings))
+    }
+
+    pub async fn segment(&self, id: SegmentId) -> Result<Option<SegmentRow>, DbError> {
+        run!(self, reader, segments::find(&id))
+    }
+}
+
+/// Makes the directory of a database file.
+fn make_parent(path: &Path) -> Result<(), DbError> {
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => std::fs::create_dir_all(parent).map_err(|error| DbError::Connect(format!("{}: {error}", parent.display()))),
+        None => Ok(()),
+    }
+}

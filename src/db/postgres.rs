@@ -1,0 +1,74 @@
+//! The engine for production: PostgreSQL.
+
+use diesel::pg::Pg;
+use diesel_async::pooled_connection::deadpool::{Object, Pool};
+use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig};
+use diesel_async::{AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, SimpleAsyncConnection};
+use diesel_migrations::MigrationHarness;
+use futures_util::FutureExt;
+
+use super::{DbError, MIGRATIONS, POOL_WAIT, STATEMENT_WAIT};
+
+pub type Connection = AsyncPgConnection;
+pub type Backend = Pg;
+
+/// One pool under two names: PostgreSQL needs no writer of its own.
+pub struct Pools {
+    pub writer: Pool<Connection>,
+    pub reader: Pool<Connection>,
+}
+
+impl Pools {
+    pub fn new(url: &str, connections: u32) -> Result<Self, DbError> {
+        let mut config = ManagerConfig::<Connection>::default();
+        config.custom_setup = Box::new(|url| async move { establish(url).await }.boxed());
+        let manager = AsyncDieselConnectionManager::new_with_config(url, config);
+        let size = usize::try_from(connections).unwrap_or(usize::MAX);
+        let pool = Pool::builder(manager).max_size(size).build().map_err(|error| DbError::Connect(error.to_string()))?;
+        Ok(Self { writer: pool.clone(), reader: pool })
+    }
+}
+
+async fn establish(url: &str) -> diesel::ConnectionResult<Connection> {
+    let mut connection = Connection::establish(url).await?;
+    let settings = format!("SET statement_timeout = {}; SET timezone = 'UTC';", STATEMENT_WAIT.as_millis());
+    connection.batch_execute(&settings).await.map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;
+    Ok(connection)
+}
+
+/// A connection of the pool, or [`DbError::Busy`].
+pub async fn connection(pool: &Pool<Connection>) -> Result<Object<Connection>, DbError> {
+    match tokio::time::timeout(POOL_WAIT, pool.get()).await {
+        Ok(connection) => connection.map_err(|error| DbError::Connect(error.to_string())),
+        Err(_) => Err(DbError::Busy),
+    }
+}
+
+async fn harness(url: &str) -> Result<AsyncMigrationHarness<Connection>, DbError> {
+    let connection = Connection::establish(url).await.map_err(|error| DbError::Connect(error.to_string()))?;
+    Ok(AsyncMigrationHarness::new(connection))
+}
+
+/// Brings the tables up to date. Servers that start at the same time take turns.
+pub async fn migrate(url: &str) -> Result<(), DbError> {
+    let mut connection = Connection::establish(url).await.map_err(|error| DbError::Connect(error.to_string()))?;
+    // An arbitrary number that only this program's migrations lock; freed with the connection.
+    connection.batch_execute("SELECT pg_advisory_lock(7203456912)").await?;
+    let mut harness = AsyncMigrationHarness::new(connection);
+    harness.run_pending_migrations(MIGRATIONS).map(drop).map_err(|error| DbError::Migration(error.to_string()))
+}
+
+/// The migrations still to run.
+pub async fn pending(url: &str) -> Result<usize, DbError> {
+    let mut harness = harness(url).await?;
+    harness.pending_migrations(MIGRATIONS).map(|pending| pending.len()).map_err(|error| DbError::Migration(error.to_string()))
+}
+
+macro_rules! transaction {
+    ($connection:expr, $body:expr) => {
+        diesel_async::AsyncConnection::transaction($connection, $body).await
+    };
+}
+
+#[path = "queries/mod.rs"]
+pub mod queries;

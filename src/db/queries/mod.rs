@@ -1,0 +1,10 @@
+//! The queries, compiled once for each engine: `Connection` and `transaction!` are the engine's.
+
+use super::{Backend, Connection};
+
+pub mod events;
+pub mod measurements;
+pub mod probe;
+pub mod recordings;
+pub mod segments;
+pub mod sessions;

@@ -1,0 +1,268 @@
+//! Recordings and tracks, and how they find the session they belong to.
+
+use chrono::TimeDelta;
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use super::sessions::{self, naive};
+use super::{Backend, Connection};
+use crate::db::DbError;
+use crate::db::rows::{Admission, NewRecording, OpenedRecording, Page, RecordingRow, SessionRow, TrackFacts, TrackRow};
+use crate::db::schema::{recordings, segments, sessions as sessions_table, tracks};
+use crate::ids::{Identity, MeetingId, RecordingId, RoomName, TicketId, TrackSid, new_row_id};
+use crate::session::lifecycle::{Described, TrackDescription, TrackState};
+
+/// How far this machine's clock and LiveKit's may differ when a recording looks for its session: the leeway of the webhooks' tokens.
+const CLOCK_LEEWAY: TimeDelta = TimeDelta::seconds(60);
+
+pub async fn admit(
+    connection: &mut Connection,
+    room: &RoomName,
+    meeting: Option<&MeetingId>,
+    ticket: Option<&TicketId>,
+) -> Result<Admission, DbError> {
+    let ticket_spent = match ticket {
+        Some(ticket) => {
+            let spent = segments::table.filter(segments::ticket_id.eq(ticket.as_str())).select(segments::id);
+            spent.first::<String>(connection).await.optional()?.is_some()
+        }
+        None => false,
+    };
+    let meeting = match meeting {
+        Some(_) => None,
+        None => sessions::active_of_room(connection, room).await?.map(|session| MeetingId::new(session.meeting_id)),
+    };
+    Ok(Admission { meeting, ticket_spent })
+}
+
+/// A connection of a known track continues that track's recording in the meeting; one that names no track starts its own.
+pub async fn open(connection: &mut Connection, new: &NewRecording) -> Result<OpenedRecording, DbError> {
+    transaction!(connection, async |connection| {
+        let session = match sessions::find(connection, &new.meeting).await? {
+            Some(session) => Some(session),
+            None => sessions::active_of_room(connection, &new.room).await?,
+        };
+        if let Some(track) = &new.track {
+            let mut same = recordings::table
+                .filter(recordings::room_name.eq(new.room.as_str()))
+                .filter(recordings::track_sid.eq(track.as_str()))
+                .select(RecordingRow::as_select())
+                .into_boxed::<Backend>();
+            same = match &new.participant {
+                Some(participant) => same.filter(recordings::participant.eq(participant.as_str())),
+                None => same.filter(recordings::participant.is_null()),
+            };
+            // A meeting that is named after its room alone may be another one by now: it goes on only while no session is known.
+            same = match &session {
+                Some(session) => same.filter(recordings::session_id.eq(session.id.as_str())),
+                None => same.filter(recordings::session_id.is_null()).filter(recordings::meeting_id.eq(new.meeting.as_str())),
+            };
+            let known: Option<RecordingRow> = same.order(recordings::id.desc()).first(connection).await.optional()?;
+            if let Some(known) = known {
+                diesel::update(recordings::table.filter(recordings::id.eq(&known.id)))
+                    .set(recordings::ended_at.eq(None::<chrono::NaiveDateTime>))
+                    .execute(connection)
+                    .await?;
+                let offset = (new.started_at.naive_utc() - known.started_at).num_milliseconds();
+                return Ok(OpenedRecording { id: RecordingId::new(known.id), offset_ms: u64::try_from(offset).unwrap_or(0) });
+            }
+        }
+        let track = find_or_make_track(connection, session.as_ref(), new).await?;
+        let id = new_row_id();
+        let columns = (
+            recordings::id.eq(&id),
+            recordings::session_id.eq(session.map(|session| session.id)),
+            recordings::track_id.eq(track),
+            recordings::meeting_id.eq(new.meeting.as_str()),
+            recordings::room_name.eq(new.room.as_str()),
+            recordings::participant.eq(new.participant.as_ref().map(Identity::as_str)),
+            recordings::track_sid.eq(new.track.as_ref().map(TrackSid::as_str)),
+            recordings::started_at.eq(new.started_at.naive_utc()),
+        );
+        diesel::insert_into(recordings::table).values(columns).execute(connection).await?;
+        Ok(OpenedRecording { id: RecordingId::new(id), offset_ms: 0 })
+    })
+}
+
+async fn find_or_make_track(connection: &mut Connection, session: Option<&SessionRow>, new: &NewRecording) -> Result<String, DbError> {
+    let session_id = session.map(|session| session.id.as_str());
+    if let (Some(session_id), Some(track)) = (session_id, &new.track) {
+        let known = tracks::table.filter(tracks::session_id.eq(session_id)).filter(tracks::sid.eq(track.as_str())).select(tracks::id);
+        if let Some(known) = known.first(connection).await.optional()? {
+            return Ok(known);
+        }
+    }
+    let id = new_row_id();
+    let columns = (
+        tracks::id.eq(&id),
+        tracks::session_id.eq(session_id),
+        tracks::room_name.eq(new.room.as_str()),
+        tracks::sid.eq(new.track.as_ref().map(TrackSid::as_str)),
+        tracks::identity.eq(new.participant.as_ref().map(Identity::as_str)),
+        // Only audio comes this way; the rest only a webhook knows.
+        tracks::kind.eq("AUDIO"),
+        tracks::source.eq(""),
+        tracks::name.eq(""),
+        tracks::mime_type.eq(""),
+        tracks::mute_spans.eq("[]"),
+    );
+    diesel::insert_into(tracks::table).values(columns).execute(connection).await?;
+    Ok(id)
+}
+
+/// Lays what an event says over what is known of a track. The session's row must be held.
+pub async fn merge_track(connection: &mut Connection, session: &SessionRow, said: TrackState) -> Result<(), DbError> {
+    let this = tracks::table.filter(tracks::session_id.eq(&session.id)).filter(tracks::sid.eq(said.sid.as_str()));
+    let row: Option<TrackRow> = this.select(TrackRow::as_select()).first(connection).await.optional()?;
+    let Some(row) = row else {
+        let columns = (
+            tracks::id.eq(new_row_id()),
+            tracks::session_id.eq(&session.id),
+            tracks::room_name.eq(&session.room_name),
+            tracks::sid.eq(said.sid.as_str()),
+            tracks::identity.eq(said.identity.as_str()),
+            (
+                tracks::kind.eq(&said.description.value.kind),
+                tracks::source.eq(&said.description.value.source),
+                tracks::name.eq(&said.description.value.name),
+                tracks::mime_type.eq(&said.description.value.mime_type),
+                tracks::described_at.eq(naive(said.description.at)),
+            ),
+            tracks::published_at.eq(naive(said.published_at)),
+            tracks::unpublished_at.eq(naive(said.unpublished_at)),
+            tracks::mute_spans.eq("[]"),
+        );
+        diesel::insert_into(tracks::table).values(columns).execute(connection).await?;
+        return Ok(());
+    };
+    let known = TrackState {
+        sid: said.sid.clone(),
+        identity: Identity::new(row.identity.unwrap_or_default()),
+        published_at: row.published_at.map(|time| time.and_utc()),
+        unpublished_at: row.unpublished_at.map(|time| time.and_utc()),
+        description: Described {
+            at: row.described_at.map(|time| time.and_utc()),
+            value: TrackDescription { kind: row.kind, source: row.source, name: row.name, mime_type: row.mime_type },
+        },
+    };
+    let merged = known.merge(said);
+    let changes = (
+        tracks::identity.eq(merged.identity.as_str()),
+        tracks::kind.eq(&merged.description.value.kind),
+        tracks::source.eq(&merged.description.value.source),
+        tracks::name.eq(&merged.description.value.name),
+        tracks::mime_type.eq(&merged.description.value.mime_type),
+        tracks::described_at.eq(naive(merged.description.at)),
+        tracks::published_at.eq(naive(merged.published_at)),
+        tracks::unpublished_at.eq(naive(merged.unpublished_at)),
+    );
+    diesel::update(tracks::table.filter(tracks::id.eq(row.id))).set(changes).execute(connection).await?;
+    Ok(())
+}
+
+/// Gives the session the recordings of its room that were made while it lasted and belong to none yet. Their paths stay.
+pub async fn link(connection: &mut Connection, session: &SessionRow) -> Result<(), DbError> {
+    let mut orphans = recordings::table
+        .filter(recordings::session_id.is_null())
+        .filter(recordings::room_name.eq(&session.room_name))
+        .filter(recordings::ended_at.is_null().or(recordings::ended_at.ge(session.started_at - CLOCK_LEEWAY)))
+        .select(RecordingRow::as_select())
+        .into_boxed::<Backend>();
+    if let Some(ended_at) = session.ended_at {
+        orphans = orphans.filter(recordings::started_at.le(ended_at + CLOCK_LEEWAY));
+    }
+    for orphan in orphans.load::<RecordingRow>(connection).await? {
+        let track = adopt_track(connection, session, &orphan).await?;
+        diesel::update(recordings::table.filter(recordings::id.eq(&orphan.id)))
+            .set((recordings::session_id.eq(&session.id), recordings::track_id.eq(track)))
+            .execute(connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// The track's row in the session: the one that webhooks made, given what the ingest knew, else the ingest's own.
+async fn adopt_track(connection: &mut Connection, session: &SessionRow, orphan: &RecordingRow) -> Result<String, DbError> {
+    let known: Option<String> = match &orphan.track_sid {
+        Some(sid) => {
+            let known = tracks::table.filter(tracks::session_id.eq(&session.id)).filter(tracks::sid.eq(sid)).select(tracks::id);
+            known.first(connection).await.optional()?
+        }
+        None => None,
+    };
+    let own = tracks::table.filter(tracks::id.eq(&orphan.track_id));
+    let Some(known) = known.filter(|known| *known != orphan.track_id) else {
+        diesel::update(own).set(tracks::session_id.eq(&session.id)).execute(connection).await?;
+        return Ok(orphan.track_id.clone());
+    };
+    let facts = own.select((tracks::format_mismatch, tracks::mute_spans)).first::<(Option<String>, String)>(connection).await?;
+    diesel::update(tracks::table.filter(tracks::id.eq(&known)))
+        .set((tracks::format_mismatch.eq(facts.0), tracks::mute_spans.eq(facts.1)))
+        .execute(connection)
+        .await?;
+    diesel::update(recordings::table.filter(recordings::track_id.eq(&orphan.track_id)))
+        .set(recordings::track_id.eq(&known))
+        .execute(connection)
+        .await?;
+    diesel::delete(own).execute(connection).await?;
+    Ok(known)
+}
+
+pub async fn set_track_facts(connection: &mut Connection, recording: &RecordingId, facts: &TrackFacts) -> Result<(), DbError> {
+    let track: String = recordings::table.filter(recordings::id.eq(recording.as_str())).select(recordings::track_id).first(connection).await?;
+    let spans = serde_json::to_string(&facts.mute_spans).map_err(|error| DbError::Unreadable(error.to_string()))?;
+    diesel::update(tracks::table.filter(tracks::id.eq(track)))
+        .set((tracks::format_mismatch.eq(&facts.format_mismatch), tracks::mute_spans.eq(spans)))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Ends a recording when its last open segment has ended, at the time of that. One that missed its session while both were made finds it.
+pub async fn close(connection: &mut Connection, recording: &RecordingId) -> Result<(), DbError> {
+    let of_recording = segments::table.filter(segments::recording_id.eq(recording.as_str()));
+    let ends: Vec<Option<chrono::NaiveDateTime>> = of_recording.select(segments::ended_at).load(connection).await?;
+    if let Some(ended_at) = ends.into_iter().collect::<Option<Vec<_>>>().and_then(|ends| ends.into_iter().max()) {
+        let this = recordings::table.filter(recordings::id.eq(recording.as_str()));
+        let row: RecordingRow =
+            diesel::update(this).set(recordings::ended_at.eq(ended_at)).returning(RecordingRow::as_returning()).get_result(connection).await?;
+        if row.session_id.is_none()
+            && let Some(session) =
+                sessions::of_room_during(connection, &row.room_name, row.started_at - CLOCK_LEEWAY, ended_at + CLOCK_LEEWAY).await?
+        {
+            transaction!(connection, async |connection| link(connection, &session).await)?;
+        }
+    }
+    Ok(())
+}
+
+pub async fn list(connection: &mut Connection, meeting: Option<&MeetingId>, page: &Page) -> Result<Vec<RecordingRow>, DbError> {
+    let mut query = recordings::table.select(RecordingRow::as_select()).into_boxed::<Backend>();
+    if let Some(meeting) = meeting {
+        let session = sessions_table::table.filter(sessions_table::meeting_id.eq(meeting.as_str())).select(sessions_table::id.nullable());
+        query = query.filter(recordings::meeting_id.eq(meeting.as_str()).or(recordings::session_id.eq_any(session)));
+    }
+    if let Some((time, id)) = &page.after {
+        query = query.filter(recordings::started_at.lt(time).or(recordings::started_at.eq(time).and(recordings::id.lt(id))));
+    }
+    Ok(query.order((recordings::started_at.desc(), recordings::id.desc())).limit(page.limit.into()).load(connection).await?)
+}
+
+pub async fn find(connection: &mut Connection, id: &RecordingId) -> Result<Option<RecordingRow>, DbError> {
+    let query = recordings::table.filter(recordings::id.eq(id.as_str())).select(RecordingRow::as_select());
+    Ok(query.first(connection).await.optional()?)
+}
+
+/// Pages by id alone, oldest first.
+pub async fn tracks(connection: &mut Connection, meeting: &MeetingId, page: &Page) -> Result<Vec<TrackRow>, DbError> {
+    let session = sessions_table::table.filter(sessions_table::meeting_id.eq(meeting.as_str())).select(sessions_table::id.nullable());
+    let recorded = recordings::table.filter(recordings::meeting_id.eq(meeting.as_str())).select(recordings::track_id);
+    let mut query = tracks::table
+        .filter(tracks::session_id.eq_any(session).or(tracks::id.eq_any(recorded)))
+        .select(TrackRow::as_select())
+        .into_boxed::<Backend>();
+    if let Some((_, id)) = &page.after {
+        query = query.filter(tracks::id.gt(id));
+    }
+    Ok(query.order(tracks::id.asc()).limit(page.limit.into()).load(connection).await?)
+}

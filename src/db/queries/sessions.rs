@@ -1,0 +1,126 @@
+//! Sessions and their participants, as webhooks tell them.
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use super::{Backend, Connection};
+use crate::db::DbError;
+use crate::db::rows::{Page, ParticipantRow, SessionFilter, SessionRow, SessionStatus};
+use crate::db::schema::{participants, sessions};
+use crate::ids::{Identity, MeetingId, ParticipantSid, RoomName, RoomSid, new_row_id};
+use crate::session::lifecycle::{Described, ParticipantState, SessionState};
+
+pub async fn list(connection: &mut Connection, filter: &SessionFilter, page: &Page) -> Result<Vec<SessionRow>, DbError> {
+    let mut query = sessions::table.select(SessionRow::as_select()).into_boxed::<Backend>();
+    if let Some(status) = filter.status {
+        query = query.filter(sessions::status.eq(status.as_str()));
+    }
+    if let Some(room) = &filter.room_name {
+        query = query.filter(sessions::room_name.eq(room.as_str()));
+    }
+    if let Some((time, id)) = &page.after {
+        query = query.filter(sessions::started_at.lt(time).or(sessions::started_at.eq(time).and(sessions::id.lt(id))));
+    }
+    Ok(query.order((sessions::started_at.desc(), sessions::id.desc())).limit(page.limit.into()).load(connection).await?)
+}
+
+pub async fn find(connection: &mut Connection, meeting: &MeetingId) -> Result<Option<SessionRow>, DbError> {
+    let query = sessions::table.filter(sessions::meeting_id.eq(meeting.as_str())).select(SessionRow::as_select());
+    Ok(query.first(connection).await.optional()?)
+}
+
+/// The newest session of a room that has not ended.
+pub async fn active_of_room(connection: &mut Connection, room: &RoomName) -> Result<Option<SessionRow>, DbError> {
+    let of_room = sessions::table.filter(sessions::room_name.eq(room.as_str())).filter(sessions::status.eq(SessionStatus::Active.as_str()));
+    Ok(of_room.select(SessionRow::as_select()).order((sessions::started_at.desc(), sessions::id.desc())).first(connection).await.optional()?)
+}
+
+/// The newest session of a room that touches a stretch of time.
+pub async fn of_room_during(connection: &mut Connection, room: &str, from: NaiveDateTime, to: NaiveDateTime) -> Result<Option<SessionRow>, DbError> {
+    let during = sessions::table
+        .filter(sessions::room_name.eq(room))
+        .filter(sessions::started_at.le(to))
+        .filter(sessions::ended_at.is_null().or(sessions::ended_at.ge(from)));
+    Ok(during.select(SessionRow::as_select()).order((sessions::started_at.desc(), sessions::id.desc())).first(connection).await.optional()?)
+}
+
+pub async fn participants(connection: &mut Connection, session: &str) -> Result<Vec<ParticipantRow>, DbError> {
+    let query = participants::table.filter(participants::session_id.eq(session)).select(ParticipantRow::as_select());
+    Ok(query.order(participants::id.asc()).load(connection).await?)
+}
+
+/// Lays what an event says over what is known of the session, and holds the session's row until the transaction ends.
+pub async fn merge(connection: &mut Connection, said: SessionState) -> Result<SessionRow, DbError> {
+    let columns = (
+        sessions::id.eq(new_row_id()),
+        sessions::meeting_id.eq(said.meeting_id().into_string()),
+        sessions::room_name.eq(said.room_name.as_str()),
+        sessions::room_sid.eq(said.room_sid.as_str()),
+        sessions::status.eq(SessionStatus::Active.as_str()),
+        sessions::started_at.eq(said.started_at.naive_utc()),
+    );
+    diesel::insert_into(sessions::table).values(columns).on_conflict(sessions::meeting_id).do_nothing().execute(connection).await?;
+    // A change of nothing locks the row in both engines, so that events of one room take turns.
+    let this = sessions::table.filter(sessions::meeting_id.eq(said.meeting_id().into_string()));
+    let row: SessionRow =
+        diesel::update(this).set(sessions::room_name.eq(sessions::room_name)).returning(SessionRow::as_returning()).get_result(connection).await?;
+    let known = SessionState {
+        room_sid: RoomSid::new(row.room_sid.clone().unwrap_or_default()),
+        room_name: RoomName::new(row.room_name.clone()),
+        started_at: row.started_at.and_utc(),
+        ended_at: row.ended_at.map(|time| time.and_utc()),
+    };
+    let merged = known.clone().merge(said);
+    if merged == known {
+        return Ok(row);
+    }
+    let status = if merged.ended_at.is_some() { SessionStatus::Ended } else { SessionStatus::Active };
+    let changes =
+        (sessions::status.eq(status.as_str()), sessions::started_at.eq(merged.started_at.naive_utc()), sessions::ended_at.eq(naive(merged.ended_at)));
+    let this = sessions::table.filter(sessions::id.eq(&row.id));
+    Ok(diesel::update(this).set(changes).returning(SessionRow::as_returning()).get_result(connection).await?)
+}
+
+/// Lays what an event says over what is known of a participant. The session's row must be held.
+pub async fn merge_participant(connection: &mut Connection, session: &str, said: ParticipantState) -> Result<(), DbError> {
+    let this = participants::table.filter(participants::session_id.eq(session)).filter(participants::sid.eq(said.sid.as_str()));
+    let row: Option<ParticipantRow> = this.select(ParticipantRow::as_select()).first(connection).await.optional()?;
+    let Some(row) = row else {
+        let columns = (
+            participants::id.eq(new_row_id()),
+            participants::session_id.eq(session),
+            participants::sid.eq(said.sid.as_str()),
+            participants::identity.eq(said.identity.as_str()),
+            participants::name.eq(said.name()),
+            participants::kind.eq(said.kind()),
+            participants::described_at.eq(naive(said.description.at)),
+            participants::joined_at.eq(naive(said.joined_at)),
+            participants::left_at.eq(naive(said.left_at)),
+        );
+        diesel::insert_into(participants::table).values(columns).execute(connection).await?;
+        return Ok(());
+    };
+    let known = ParticipantState {
+        sid: ParticipantSid::new(row.sid),
+        identity: Identity::new(row.identity),
+        joined_at: row.joined_at.map(|time| time.and_utc()),
+        left_at: row.left_at.map(|time| time.and_utc()),
+        description: Described { at: row.described_at.map(|time| time.and_utc()), value: (row.name, row.kind) },
+    };
+    let merged = known.merge(said);
+    let changes = (
+        participants::identity.eq(merged.identity.as_str()),
+        participants::name.eq(merged.name()),
+        participants::kind.eq(merged.kind()),
+        participants::described_at.eq(naive(merged.description.at)),
+        participants::joined_at.eq(naive(merged.joined_at)),
+        participants::left_at.eq(naive(merged.left_at)),
+    );
+    diesel::update(participants::table.filter(participants::id.eq(row.id))).set(changes).execute(connection).await?;
+    Ok(())
+}
+
+pub(super) fn naive(time: Option<DateTime<Utc>>) -> Option<NaiveDateTime> {
+    time.map(|time| time.naive_utc())
+}

@@ -1,0 +1,280 @@
+//! What goes into the store and what comes out.
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use diesel::prelude::{Queryable, Selectable};
+use serde::Serialize;
+
+use super::schema::{measurements, participants, recordings, segments, sessions, tracks};
+use crate::audio::format::PcmFormat;
+use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, TicketId, TrackSid};
+
+/// Why a segment ended. Stored and shown by these names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EndReason {
+    /// The sender closed as LiveKit does.
+    Closed,
+    /// The connection went without a Close.
+    Lost,
+    /// Nothing came for `ingest.idle_timeout`.
+    Idle,
+    /// Another connection of the same track took over from a stalled one.
+    Superseded,
+    /// The server was told to stop.
+    Shutdown,
+    /// The file was full; the next segment goes on.
+    Rotated,
+    /// The sender broke the protocol or a limit of it.
+    Violation,
+    /// The connection's ticket had opened another before.
+    TicketSpent,
+    /// The file could not be written; a next segment goes on if that could be.
+    Failed,
+    /// The server died; found and repaired at its next start.
+    Crashed,
+}
+
+impl EndReason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Lost => "lost",
+            Self::Idle => "idle",
+            Self::Superseded => "superseded",
+            Self::Shutdown => "shutdown",
+            Self::Rotated => "rotated",
+            Self::Violation => "violation",
+            Self::TicketSpent => "ticketSpent",
+            Self::Failed => "failed",
+            Self::Crashed => "crashed",
+        }
+    }
+}
+
+/// Whether a meeting goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionStatus {
+    Active,
+    Ended,
+}
+
+impl SessionStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "ACTIVE",
+            Self::Ended => "ENDED",
+        }
+    }
+}
+
+/// A stretch of a list: `limit` rows behind `after`, which is the sort time and id of the last row seen.
+#[derive(Debug, Clone)]
+pub struct Page {
+    pub limit: u32,
+    pub after: Option<(NaiveDateTime, String)>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct SessionFilter {
+    pub status: Option<SessionStatus>,
+    pub room_name: Option<RoomName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Queryable, Selectable)]
+#[diesel(table_name = sessions)]
+pub struct SessionRow {
+    pub id: String,
+    pub meeting_id: String,
+    pub room_name: String,
+    pub room_sid: Option<String>,
+    pub status: String,
+    pub started_at: NaiveDateTime,
+    pub ended_at: Option<NaiveDateTime>,
+}
+
+#[derive(Debug, Clone, PartialEq, Queryable, Selectable)]
+#[diesel(table_name = participants)]
+pub struct ParticipantRow {
+    pub id: String,
+    pub sid: String,
+    pub identity: String,
+    pub name: String,
+    pub kind: String,
+    pub described_at: Option<NaiveDateTime>,
+    pub joined_at: Option<NaiveDateTime>,
+    pub left_at: Option<NaiveDateTime>,
+}
+
+#[derive(Debug, Clone, PartialEq, Queryable, Selectable)]
+#[diesel(table_name = tracks)]
+pub struct TrackRow {
+    pub id: String,
+    pub session_id: Option<String>,
+    pub room_name: String,
+    pub sid: Option<String>,
+    pub identity: Option<String>,
+    pub kind: String,
+    pub source: String,
+    pub name: String,
+    pub mime_type: String,
+    pub described_at: Option<NaiveDateTime>,
+    pub published_at: Option<NaiveDateTime>,
+    pub unpublished_at: Option<NaiveDateTime>,
+    pub format_mismatch: Option<String>,
+    pub mute_spans: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Queryable, Selectable)]
+#[diesel(table_name = recordings)]
+pub struct RecordingRow {
+    pub id: String,
+    pub session_id: Option<String>,
+    pub track_id: String,
+    pub meeting_id: String,
+    pub room_name: String,
+    pub participant: Option<String>,
+    pub track_sid: Option<String>,
+    pub started_at: NaiveDateTime,
+    pub ended_at: Option<NaiveDateTime>,
+}
+
+#[derive(Debug, Clone, PartialEq, Queryable, Selectable)]
+#[diesel(table_name = segments)]
+pub struct SegmentRow {
+    pub id: String,
+    pub recording_id: String,
+    pub path: String,
+    pub format: String,
+    pub sample_rate: i32,
+    pub channels: i32,
+    pub frames: i64,
+    pub bytes: i64,
+    pub started_at: NaiveDateTime,
+    pub ended_at: Option<NaiveDateTime>,
+    pub end_reason: Option<String>,
+    pub gaps: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Queryable, Selectable)]
+#[diesel(table_name = measurements)]
+pub struct MeasurementRow {
+    pub id: String,
+    pub recording_id: String,
+    pub service: String,
+    pub kind: String,
+    pub start_ms: i64,
+    pub end_ms: i64,
+    pub scores: String,
+    pub warning: Option<String>,
+    pub received_at: NaiveDateTime,
+}
+
+/// What the handshake must know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admission {
+    /// The active session of the room.
+    pub meeting: Option<MeetingId>,
+    pub ticket_spent: bool,
+}
+
+/// The body of an event as it is kept.
+#[derive(Debug, Clone)]
+pub struct StoredBody {
+    pub text: String,
+    pub understood: bool,
+    pub received_at: DateTime<Utc>,
+}
+
+/// What came of an event.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Applied {
+    /// Its id was known: nothing changed.
+    Repeated,
+    /// It was kept; the session of its room as it is now.
+    Kept(Option<SessionRow>),
+}
+
+/// A connection that has sent its first sample.
+#[derive(Debug, Clone)]
+pub struct NewRecording {
+    pub meeting: MeetingId,
+    pub room: RoomName,
+    pub participant: Option<Identity>,
+    pub track: Option<TrackSid>,
+    pub started_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenedRecording {
+    pub id: RecordingId,
+    /// How long after the recording's first sample this connection's first sample came, in milliseconds.
+    pub offset_ms: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct NewSegment {
+    pub id: SegmentId,
+    pub recording: RecordingId,
+    pub path: String,
+    pub format: PcmFormat,
+    pub started_at: DateTime<Utc>,
+    pub ticket: Option<TicketId>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ClosedSegment {
+    pub id: SegmentId,
+    pub format: PcmFormat,
+    pub frames: u64,
+    pub bytes: u64,
+    pub ended_at: DateTime<Utc>,
+    pub reason: EndReason,
+    pub gaps: Vec<Gap>,
+}
+
+/// A stretch of a segment that holds no audio of the sender, or a place where some was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gap {
+    pub start_frame: u64,
+    /// The length: of the hole in the file, or for `muted`, of what the file leaves out.
+    pub frames: u64,
+    pub reason: GapReason,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum GapReason {
+    /// The disk was too slow for too long: the audio is lost, its length is kept.
+    Overload,
+    /// All-zero audio of a muted track that `recording.mute = "pause"` left out.
+    Muted,
+}
+
+/// What the ingest found out about a track.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TrackFacts {
+    pub format_mismatch: Option<String>,
+    pub mute_spans: Vec<MuteSpan>,
+}
+
+/// From a mute text to the next unmute text, by the position of the audio that arrived with them, in milliseconds of the recording.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MuteSpan {
+    pub start_ms: u64,
+    pub end_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewMeasurement {
+    pub recording: RecordingId,
+    pub service: &'static str,
+    pub kind: &'static str,
+    pub start_ms: u64,
+    pub end_ms: u64,
+    /// Name and score, in the service's order.
+    pub scores: Vec<(String, f64)>,
+    pub warning: Option<String>,
+    pub received_at: DateTime<Utc>,
+}
