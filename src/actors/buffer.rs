@@ -1,0 +1,431 @@
+//! Holds a track's audio between the socket and its takers: keeps the recording edge lossless and the analysis edge lossy.
+//!
+//! In: [`PushAudio`], [`SetMuted`], [`SettleFormat`], [`UseWriter`] and [`FinishBuffer`] from `TrackActor`. Out: [`AppendAudio`] to the writer,
+//! one in flight; groups to the analysis; [`WriterFailed`] and [`SegmentFull`] to `TrackActor`.
+//! Full: its mailbox is fed by one actor of the same thread; audio beyond the spool is dropped, counted, and keeps its length as a hole.
+//! Dies: the track fails, for it holds the only copy.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use bytes::{Bytes, BytesMut};
+use chrono::{DateTime, Utc};
+use tokio::sync::oneshot;
+
+use super::hume_client::AnalyseGroup;
+use super::stats::TrackStats;
+use super::track::{SegmentFull, WriterFailed};
+use super::wav_writer::{AppendAudio, Appended, RecordingError};
+use crate::audio::format::PcmFormat;
+use crate::audio::level::{Level, is_digital_silence, normalize_peak};
+use crate::audio::window::{Group, Grouper};
+use crate::config::MuteMode;
+use crate::recording::pipeline_log::{Fate, TrackLog};
+use crate::recording::segment_file::Piece;
+
+/// One message for each batch of the socket, which comes every 100 ms.
+const MAILBOX_CAPACITY: usize = 64;
+/// The most that one append takes: more waits for the next.
+const MAX_APPEND_BYTES: u64 = 4 << 20;
+/// How often a full disk is tried again.
+const NO_SPACE_RETRY: Duration = Duration::from_secs(1);
+
+/// Audio as it came, cut anywhere.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct PushAudio {
+    pub audio: Bytes,
+    /// When its first byte came.
+    pub arrived: Instant,
+    pub arrived_at: DateTime<Utc>,
+}
+
+/// What LiveKit's text message said.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SetMuted(pub bool);
+
+/// The format is known for good: cut groups by it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SettleFormat(pub PcmFormat);
+
+/// Goes on with a new segment, of which `limit_bytes` may be written.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct UseWriter {
+    pub writer: Recipient<AppendAudio>,
+    pub generation: u32,
+    pub limit_bytes: u64,
+}
+
+/// Groups go to somebody else from now on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct UseTaker(pub Taker);
+
+/// Resolves when the last byte is in the file and the last group is handed on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct FinishBuffer;
+
+/// Who takes the groups.
+#[derive(Clone)]
+pub enum Taker {
+    Service(Recipient<AnalyseGroup>),
+    /// Nobody, and why.
+    Nobody(&'static str),
+}
+
+/// The room for audio that waits for the disk, shared by all tracks.
+#[derive(Debug)]
+pub struct SpoolBudget {
+    total_bytes: u64,
+    used_bytes: AtomicU64,
+}
+
+impl SpoolBudget {
+    pub fn new(total_bytes: u64) -> Self {
+        Self { total_bytes, used_bytes: AtomicU64::new(0) }
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        self.used_bytes.fetch_update(Relaxed, Relaxed, |used| used.checked_add(bytes).filter(|sum| *sum <= self.total_bytes)).is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used_bytes.fetch_sub(bytes, Relaxed);
+    }
+}
+
+/// What a buffer is made with.
+pub struct BufferParams {
+    pub format: PcmFormat,
+    pub grouper: Grouper,
+    pub normalize: bool,
+    pub taker: Taker,
+    pub log: TrackLog,
+    pub mute: MuteMode,
+    /// Bytes of audio that may wait for the disk.
+    pub spool_bytes: u64,
+    pub budget: Arc<SpoolBudget>,
+    pub stats: Arc<TrackStats>,
+    pub writer: UseWriter,
+    pub writer_failed: Recipient<WriterFailed>,
+    pub segment_full: Recipient<SegmentFull>,
+}
+
+pub struct BufferActor {
+    params: BufferParams,
+    /// The start of a frame whose rest has not come.
+    torn: BytesMut,
+    muted: bool,
+    spool: VecDeque<Waiting>,
+    /// Bytes in the spool and in flight that hold memory.
+    spooled_bytes: u64,
+    edge: Edge,
+    segment_is_full: bool,
+    drained: Vec<oneshot::Sender<()>>,
+}
+
+struct Waiting {
+    piece: Piece,
+    arrived: Instant,
+    arrived_at: DateTime<Utc>,
+}
+
+/// The way to the file.
+enum Edge {
+    Ready,
+    /// An append is in flight, or waits to be tried again.
+    Busy,
+    /// The segment is full or its writer dead: the next one comes with [`UseWriter`].
+    Waiting {
+        again: Option<Batch>,
+    },
+}
+
+/// What one append takes. Kept until it is acknowledged.
+#[derive(Clone)]
+struct Batch {
+    pieces: Arc<[Piece]>,
+    arrived: Instant,
+    arrived_at: DateTime<Utc>,
+    memory_bytes: u64,
+}
+
+impl BufferActor {
+    pub fn new(params: BufferParams) -> Self {
+        Self {
+            params,
+            torn: BytesMut::new(),
+            muted: false,
+            spool: VecDeque::new(),
+            spooled_bytes: 0,
+            edge: Edge::Ready,
+            segment_is_full: false,
+            drained: Vec::new(),
+        }
+    }
+
+    /// Makes whole frames of what came; keeps the rest for later.
+    fn whole_frames(&mut self, audio: Bytes) -> Bytes {
+        let frame = usize::try_from(self.params.format.frame_bytes()).unwrap_or(4);
+        if self.torn.is_empty() && audio.len().is_multiple_of(frame) {
+            return audio;
+        }
+        self.torn.extend_from_slice(&audio);
+        let whole = self.torn.len() / frame * frame;
+        self.torn.split_to(whole).freeze()
+    }
+
+    fn record(&mut self, audio: Bytes, arrived: Instant, arrived_at: DateTime<Utc>) {
+        let bytes = len(&audio);
+        let fits = self.spooled_bytes + bytes <= self.params.spool_bytes && self.params.budget.take(bytes);
+        let piece = if fits {
+            self.spooled_bytes += bytes;
+            Piece::Audio(audio)
+        } else {
+            if self.params.stats.lost_bytes.fetch_add(bytes, Relaxed) == 0 {
+                log::error!("audio is lost: the disk is too slow for too long; its length is kept as a hole");
+            }
+            Piece::Lost(bytes)
+        };
+        self.spool.push_back(Waiting { piece, arrived, arrived_at });
+        self.params.stats.spooled_bytes.store(self.spooled_bytes, Relaxed);
+    }
+
+    /// Leaves out the all-zero audio of a muted track in slices of 10 ms, LiveKit's frames.
+    fn record_without_silence(&mut self, audio: &Bytes, arrived: Instant, arrived_at: DateTime<Utc>) {
+        let slice = usize::try_from(self.params.format.bytes_in(Duration::from_millis(10))).unwrap_or(1_920).max(4);
+        let mut start = 0;
+        while start < audio.len() {
+            let end = (start + slice).min(audio.len());
+            let part = audio.slice(start..end);
+            if is_digital_silence(&part) {
+                self.spool.push_back(Waiting { piece: Piece::Muted(len(&part)), arrived, arrived_at });
+            } else {
+                let groups = self.params.grouper.push(&part);
+                self.hand_on(groups);
+                self.record(part, arrived, arrived_at);
+            }
+            start = end;
+        }
+    }
+
+    fn hand_on(&mut self, groups: Vec<Group>) {
+        let stats = &self.params.stats;
+        for mut group in groups {
+            stats.groups.fetch_add(1, Relaxed);
+            if group.is_silent() {
+                stats.silent_groups.fetch_add(1, Relaxed);
+                self.params.log.append(&group, &Fate::Silent);
+                continue;
+            }
+            match &self.params.taker {
+                Taker::Nobody(reason) => self.params.log.append(&group, &Fate::Skipped(reason)),
+                Taker::Service(service) => {
+                    if self.params.normalize {
+                        normalize_peak(&mut group.audio);
+                    }
+                    if let Err(SendError::Full(AnalyseGroup(group)) | SendError::Closed(AnalyseGroup(group))) = service.try_send(AnalyseGroup(group))
+                    {
+                        stats.analysis_dropped_groups.fetch_add(1, Relaxed);
+                        self.params.log.append(&group, &Fate::Dropped);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts the next append, if the way is free and anything waits.
+    fn append_next(&mut self, ctx: &mut Context<Self>) {
+        if !matches!(self.edge, Edge::Ready) {
+            return;
+        }
+        let (Some(first), mut bytes, mut memory_bytes) = (self.spool.front(), 0, 0) else {
+            return self.tell_drained();
+        };
+        if std::mem::take(&mut self.segment_is_full) {
+            // Only now that there is more: a track that ends here ends in this segment.
+            self.edge = Edge::Waiting { again: None };
+            let full = SegmentFull { generation: self.params.writer.generation };
+            return self.tell(&self.params.segment_full.clone(), full, ctx);
+        }
+        let (arrived, arrived_at) = (first.arrived, first.arrived_at);
+        let mut pieces = Vec::new();
+        while bytes < MAX_APPEND_BYTES
+            && let Some(waiting) = self.spool.pop_front()
+        {
+            bytes += waiting.piece.file_bytes();
+            if let Piece::Audio(audio) = &waiting.piece {
+                memory_bytes += len(audio);
+            }
+            pieces.push(waiting.piece);
+        }
+        self.append(Batch { pieces: pieces.into(), arrived, arrived_at, memory_bytes }, ctx);
+    }
+
+    fn append(&mut self, batch: Batch, ctx: &mut Context<Self>) {
+        self.edge = Edge::Busy;
+        let generation = self.params.writer.generation;
+        let append = AppendAudio { pieces: Arc::clone(&batch.pieces), arrived: batch.arrived, arrived_at: batch.arrived_at };
+        let sent = self.params.writer.writer.send(append).into_actor(self);
+        ctx.spawn(sent.map(move |reply, this, ctx| this.on_appended(reply, batch, generation, ctx)));
+    }
+
+    fn on_appended(&mut self, reply: Result<Result<Appended, RecordingError>, MailboxError>, batch: Batch, generation: u32, ctx: &mut Context<Self>) {
+        let error = match reply {
+            Ok(Ok(Appended { segment_bytes })) => {
+                self.edge = Edge::Ready;
+                self.spooled_bytes -= batch.memory_bytes;
+                self.params.budget.give_back(batch.memory_bytes);
+                self.params.stats.spooled_bytes.store(self.spooled_bytes, Relaxed);
+                self.params.stats.recorded_bytes.fetch_add(batch.pieces.iter().map(Piece::file_bytes).sum(), Relaxed);
+                self.segment_is_full = segment_bytes >= self.params.writer.limit_bytes;
+                return self.append_next(ctx);
+            }
+            Ok(Err(RecordingError::NoSpace(error))) => {
+                // No failure of the writer: it stays, and the spool takes what comes.
+                log::error!("no space is left for recordings, trying again every second error={error}");
+                ctx.run_later(NO_SPACE_RETRY, move |this, ctx| this.append(batch, ctx));
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        self.edge = Edge::Waiting { again: Some(batch) };
+        self.tell(&self.params.writer_failed.clone(), WriterFailed { generation, error }, ctx);
+    }
+
+    /// Sends a message to the supervisor and holds it until it is handled.
+    fn tell<M>(&self, supervisor: &Recipient<M>, message: M, ctx: &mut Context<Self>)
+    where
+        M: Message<Result = ()> + Send + 'static,
+    {
+        ctx.spawn(supervisor.send(message).into_actor(self).map(|told, _, _| {
+            if let Err(error) = told {
+                log::error!("a track's supervisor is gone error={error}");
+            }
+        }));
+    }
+
+    fn tell_drained(&mut self) {
+        for waiting in self.drained.drain(..) {
+            // The one who waited may have given up.
+            waiting.send(()).ok();
+        }
+    }
+}
+
+impl Actor for BufferActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+    }
+}
+
+impl Drop for BufferActor {
+    fn drop(&mut self) {
+        self.params.budget.give_back(self.spooled_bytes);
+    }
+}
+
+impl Handler<PushAudio> for BufferActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: PushAudio, ctx: &mut Context<Self>) {
+        let audio = self.whole_frames(msg.audio);
+        if audio.is_empty() {
+            return;
+        }
+        self.params.stats.set_level(Level::of(&audio));
+        if self.muted && self.params.mute == MuteMode::Pause {
+            self.record_without_silence(&audio, msg.arrived, msg.arrived_at);
+        } else {
+            let groups = self.params.grouper.push(&audio);
+            self.hand_on(groups);
+            self.record(audio, msg.arrived, msg.arrived_at);
+        }
+        self.append_next(ctx);
+    }
+}
+
+impl Handler<SetMuted> for BufferActor {
+    type Result = ();
+
+    fn handle(&mut self, SetMuted(muted): SetMuted, _: &mut Context<Self>) {
+        self.muted = muted;
+    }
+}
+
+impl Handler<SettleFormat> for BufferActor {
+    type Result = ();
+
+    fn handle(&mut self, SettleFormat(format): SettleFormat, _: &mut Context<Self>) {
+        self.params.format = format;
+        let groups = self.params.grouper.settle(format);
+        self.hand_on(groups);
+    }
+}
+
+impl Handler<UseWriter> for BufferActor {
+    type Result = ();
+
+    fn handle(&mut self, writer: UseWriter, ctx: &mut Context<Self>) {
+        self.params.writer = writer;
+        match std::mem::replace(&mut self.edge, Edge::Ready) {
+            Edge::Waiting { again: Some(batch) } => self.append(batch, ctx),
+            Edge::Waiting { again: None } | Edge::Ready => self.append_next(ctx),
+            // The old writer still owes an answer, and its answer asks for the next step.
+            Edge::Busy => self.edge = Edge::Busy,
+        }
+    }
+}
+
+impl Handler<UseTaker> for BufferActor {
+    type Result = ();
+
+    fn handle(&mut self, UseTaker(taker): UseTaker, _: &mut Context<Self>) {
+        self.params.taker = taker;
+    }
+}
+
+impl Handler<FinishBuffer> for BufferActor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: FinishBuffer, ctx: &mut Context<Self>) -> Self::Result {
+        if !self.torn.is_empty() {
+            log::warn!("the last frame of a track was torn and is left out bytes={}", self.torn.len());
+            self.torn.clear();
+        }
+        let groups = self.params.grouper.flush();
+        self.hand_on(groups);
+        let (done, drained) = oneshot::channel();
+        self.drained.push(done);
+        self.append_next(ctx);
+        Box::pin(async move {
+            if drained.await.is_err() {
+                log::error!("a track's buffer ended before it was drained");
+            }
+        })
+    }
+}
+
+fn len(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+/// Makes the actor panic, for the tests of its supervision.
+#[cfg(test)]
+impl Handler<super::wav_writer::Panic> for BufferActor {
+    type Result = ();
+
+    fn handle(&mut self, _: super::wav_writer::Panic, _: &mut Context<Self>) {
+        panic!("as asked");
+    }
+}

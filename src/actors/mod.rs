@@ -1,0 +1,25 @@
+//! Everything with a mailbox.
+//!
+//! ```text
+//! SessionRegistry            webhooks in, store writes out; knows every live track
+//! TrackActor (one a socket)  supervises
+//!   BufferActor              its death fails the track: it holds the only copy
+//!   WavWriterActor           its death or an I/O error opens the next segment: 5 in 60 s, then the track fails
+//!   HumeClientActor          its death restarts it with backoff; the recording never notices
+//! ```
+//!
+//! | mailbox | capacity | derivation |
+//! | --- | --- | --- |
+//! | SessionRegistry | 1,024 | LiveKit keeps at most 200 events a room; a burst of 500 tracks opens at once |
+//! | TrackActor | 64 | one batch per 100 ms: 6 s of audio |
+//! | BufferActor | 64 | fed by TrackActor alone, one message for each of its own |
+//! | WavWriterActor | 16 | one append in flight, and FinishSegment |
+//! | HumeClientActor | 64 | one group per 0.1 s at least; its own queue is bounded in time of audio |
+
+pub mod buffer;
+pub mod child;
+pub mod hume_client;
+pub mod session_registry;
+pub mod stats;
+pub mod track;
+pub mod wav_writer;

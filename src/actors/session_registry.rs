@@ -1,0 +1,307 @@
+//! The webhook-driven life of sessions, and every live track.
+//!
+//! In: [`ApplyEvent`] from the webhook door; [`ReserveTrack`] and [`TrackOpened`] from the egress door, [`TrackEnded`] from tracks; [`StopTracks`]
+//! from `app`. Out: store calls, [`FinishTrack`] to tracks. Full: callers wait; the webhook door answers 503 after 4 s and LiveKit repeats.
+//! Dies: the process has no heart; its thread's panic ends the server.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use actix::prelude::*;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use super::stats::{TrackSnapshot, TrackStats};
+use super::track::rows::TrackIdentity;
+use super::track::{FinishTrack, TrackActor};
+use crate::db::rows::{Applied, EndReason, SessionStatus, StoredBody};
+use crate::db::{DbError, Store};
+use crate::ids::{Identity, MeetingId, RoomName, TicketId, TrackSid};
+use crate::session::event::SessionEvent;
+
+/// 200 events a room at most wait at LiveKit; 500 tracks may open at once.
+const MAILBOX_CAPACITY: usize = 1_024;
+/// How often spent tickets that have expired are forgotten.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Tells connections apart, in logs and between actors. Counts from 1 at each start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct ConnectionId(u64);
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Keeps a verified event and all it changes. The reply means that it is committed.
+#[derive(Message)]
+#[rtype(result = "Result<Applied, DbError>")]
+pub struct ApplyEvent {
+    pub event: SessionEvent,
+    pub body: StoredBody,
+}
+
+/// The meeting of a room, as far as this process remembers: for when the database does not answer in time.
+#[derive(Message)]
+#[rtype(result = "Option<MeetingId>")]
+pub struct GetRememberedMeeting(pub RoomName);
+
+/// Lets a connection in, if nothing speaks against it. Its ticket is spent by it.
+#[derive(Message)]
+#[rtype(result = "Result<ConnectionId, Refusal>")]
+pub struct ReserveTrack {
+    pub identity: TrackIdentity,
+    /// With the time after which it is worth nothing anyway.
+    pub ticket: Option<(TicketId, DateTime<Utc>)>,
+    pub stats: Arc<TrackStats>,
+}
+
+/// Why a connection is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    TicketSpent,
+    /// The track has a connection that is not stalled.
+    TrackIsLive,
+    ShuttingDown,
+}
+
+/// The reserved connection has its actor.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct TrackOpened {
+    pub connection: ConnectionId,
+    pub track: Addr<TrackActor>,
+}
+
+/// A connection's actor has ended, or never started.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct TrackEnded {
+    pub connection: ConnectionId,
+}
+
+/// Every open track.
+#[derive(Message)]
+#[rtype(result = "Vec<LiveTrack>")]
+pub struct GetLiveTracks;
+
+/// Lets nobody in any more and seals every track. Resolves when all of them have ended.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct StopTracks;
+
+/// An open track.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveTrack {
+    pub connection: ConnectionId,
+    pub meeting_id: MeetingId,
+    pub room_name: RoomName,
+    pub participant: Option<Identity>,
+    pub track_sid: Option<TrackSid>,
+    pub connected_at: DateTime<Utc>,
+    #[serde(flatten)]
+    pub stats: TrackSnapshot,
+}
+
+pub struct SessionRegistry {
+    store: Store,
+    stall_after: Duration,
+    active: HashMap<RoomName, MeetingId>,
+    live: HashMap<ConnectionId, Live>,
+    by_track: HashMap<TrackKey, ConnectionId>,
+    spent: HashMap<TicketId, DateTime<Utc>>,
+    last_connection: u64,
+    stopping: bool,
+    idle: Vec<oneshot::Sender<()>>,
+}
+
+/// What can be live once only. Connections that name no track have none.
+type TrackKey = (RoomName, Option<Identity>, TrackSid);
+
+struct Live {
+    identity: TrackIdentity,
+    stats: Arc<TrackStats>,
+    connected_at: DateTime<Utc>,
+    /// `None` while the handshake is under way.
+    track: Option<Addr<TrackActor>>,
+}
+
+impl SessionRegistry {
+    pub fn new(store: Store, stall_after: Duration) -> Self {
+        Self {
+            store,
+            stall_after,
+            active: HashMap::new(),
+            live: HashMap::new(),
+            by_track: HashMap::new(),
+            spent: HashMap::new(),
+            last_connection: 0,
+            stopping: false,
+            idle: Vec::new(),
+        }
+    }
+
+    /// Asks a track to finish, and holds the question until it has.
+    fn finish(&self, connection: ConnectionId, reason: EndReason, ctx: &mut Context<Self>) {
+        let Some(track) = self.live.get(&connection).and_then(|live| live.track.clone()) else { return };
+        ctx.spawn(async move { track.send(FinishTrack { reason }).await }.into_actor(self).map(move |finished, _, _| {
+            if let Err(error) = finished {
+                log::error!("a track died while it was finished connection={connection} error={error}");
+            }
+        }));
+    }
+}
+
+impl Actor for SessionRegistry {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+        ctx.run_interval(SWEEP_INTERVAL, |registry, _| registry.spent.retain(|_, expires| *expires > Utc::now()));
+    }
+}
+
+impl Handler<ApplyEvent> for SessionRegistry {
+    type Result = ResponseActFuture<Self, Result<Applied, DbError>>;
+
+    fn handle(&mut self, msg: ApplyEvent, _: &mut Context<Self>) -> Self::Result {
+        let store = self.store.clone();
+        let (name, id) = (msg.event.name.clone(), msg.event.id.clone());
+        let applied = async move { store.apply_event(msg.event, msg.body).await };
+        Box::pin(applied.into_actor(self).map(move |applied, registry, _| {
+            match &applied {
+                Ok(Applied::Kept(Some(session))) => {
+                    let (room, meeting) = (RoomName::new(&session.room_name), MeetingId::new(&session.meeting_id));
+                    if session.status == SessionStatus::Active.as_str() {
+                        registry.active.insert(room, meeting);
+                    } else if registry.active.get(&room) == Some(&meeting) {
+                        registry.active.remove(&room);
+                    }
+                    log::info!("webhook kept event={name:?} event_id={id} session_id={} status={}", session.id, session.status);
+                }
+                Ok(Applied::Kept(None)) => log::info!("webhook kept event={name:?} event_id={id}"),
+                Ok(Applied::Repeated) => log::debug!("webhook repeated event={name:?} event_id={id}"),
+                Err(error) => log::error!("a webhook could not be kept event={name:?} event_id={id} error={error}"),
+            }
+            applied
+        }))
+    }
+}
+
+impl Handler<GetRememberedMeeting> for SessionRegistry {
+    type Result = Option<MeetingId>;
+
+    fn handle(&mut self, GetRememberedMeeting(room): GetRememberedMeeting, _: &mut Context<Self>) -> Self::Result {
+        self.active.get(&room).cloned()
+    }
+}
+
+impl Handler<ReserveTrack> for SessionRegistry {
+    type Result = Result<ConnectionId, Refusal>;
+
+    fn handle(&mut self, msg: ReserveTrack, ctx: &mut Context<Self>) -> Self::Result {
+        if self.stopping {
+            return Err(Refusal::ShuttingDown);
+        }
+        if msg.ticket.as_ref().is_some_and(|(ticket, _)| self.spent.contains_key(ticket)) {
+            return Err(Refusal::TicketSpent);
+        }
+        let key = msg.identity.track.clone().map(|track| (msg.identity.room.clone(), msg.identity.participant.clone(), track));
+        if let Some(other) = key.as_ref().and_then(|key| self.by_track.get(key)).copied()
+            && let Some(live) = self.live.get(&other)
+            && !live.stats.draining.load(Relaxed)
+        {
+            if live.stats.idle() <= self.stall_after {
+                return Err(Refusal::TrackIsLive);
+            }
+            log::warn!("a stalled connection gives way to a new one of its track connection={other}");
+            self.finish(other, EndReason::Superseded, ctx);
+        }
+        self.last_connection += 1;
+        let connection = ConnectionId(self.last_connection);
+        if let Some(key) = key {
+            self.by_track.insert(key, connection);
+        }
+        self.spent.extend(msg.ticket);
+        let live = Live { identity: msg.identity, stats: msg.stats, connected_at: Utc::now(), track: None };
+        self.live.insert(connection, live);
+        Ok(connection)
+    }
+}
+
+impl Handler<TrackOpened> for SessionRegistry {
+    type Result = ();
+
+    fn handle(&mut self, msg: TrackOpened, ctx: &mut Context<Self>) {
+        if let Some(live) = self.live.get_mut(&msg.connection) {
+            live.track = Some(msg.track);
+        }
+        if self.stopping {
+            self.finish(msg.connection, EndReason::Shutdown, ctx);
+        }
+    }
+}
+
+impl Handler<TrackEnded> for SessionRegistry {
+    type Result = ();
+
+    fn handle(&mut self, msg: TrackEnded, _: &mut Context<Self>) {
+        self.live.remove(&msg.connection);
+        self.by_track.retain(|_, connection| *connection != msg.connection);
+        if self.live.is_empty() {
+            for waiting in self.idle.drain(..) {
+                // The one who waited may have given up.
+                waiting.send(()).ok();
+            }
+        }
+    }
+}
+
+impl Handler<GetLiveTracks> for SessionRegistry {
+    type Result = Vec<LiveTrack>;
+
+    fn handle(&mut self, _: GetLiveTracks, _: &mut Context<Self>) -> Self::Result {
+        let mut tracks: Vec<LiveTrack> = self
+            .live
+            .iter()
+            .filter(|(_, live)| live.track.is_some() && !live.stats.draining.load(Relaxed))
+            .map(|(connection, live)| LiveTrack {
+                connection: *connection,
+                meeting_id: live.identity.meeting.clone(),
+                room_name: live.identity.room.clone(),
+                participant: live.identity.participant.clone(),
+                track_sid: live.identity.track.clone(),
+                connected_at: live.connected_at,
+                stats: live.stats.snapshot(self.stall_after),
+            })
+            .collect();
+        tracks.sort_by_key(|track| track.connection);
+        tracks
+    }
+}
+
+impl Handler<StopTracks> for SessionRegistry {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: StopTracks, ctx: &mut Context<Self>) -> Self::Result {
+        self.stopping = true;
+        let connections: Vec<ConnectionId> = self.live.keys().copied().collect();
+        for connection in connections {
+            self.finish(connection, EndReason::Shutdown, ctx);
+        }
+        let (done, idle) = oneshot::channel();
+        if self.live.is_empty() {
+            done.send(()).ok();
+        } else {
+            self.idle.push(done);
+        }
+        Box::pin(async move { idle.await.unwrap_or(()) })
+    }
+}

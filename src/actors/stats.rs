@@ -1,0 +1,253 @@
+//! What every live track counts. Written by its actors, read without asking them: a track that hangs still shows.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::audio::format::PcmFormat;
+use crate::audio::level::{Level, peak_dbfs};
+
+/// The counters of one connection.
+#[derive(Debug)]
+pub struct TrackStats {
+    opened: Instant,
+    format: Mutex<PcmFormat>,
+    format_mismatch: Mutex<Option<String>>,
+    /// Milliseconds after `opened` at which the last byte came.
+    last_arrival_ms: AtomicU64,
+    pub received_bytes: AtomicU64,
+    pub recorded_bytes: AtomicU64,
+    pub lost_bytes: AtomicU64,
+    pub muted: AtomicBool,
+    /// The connection is over and its file is being sealed.
+    pub draining: AtomicBool,
+    pub unknown_texts: AtomicU64,
+    level_peak: AtomicU16,
+    level_mean_square: AtomicU64,
+    /// The loudest sample since the connection opened.
+    pub peak: AtomicU16,
+    pub spooled_bytes: AtomicU64,
+    pub groups: AtomicU64,
+    pub silent_groups: AtomicU64,
+    pub analysis_queued_groups: AtomicU64,
+    pub analysis_sent_groups: AtomicU64,
+    pub analysis_dropped_groups: AtomicU64,
+    pub analysis_connections: AtomicU64,
+    pub measurements: AtomicU64,
+    pub writer_restarts: AtomicU32,
+    pub analysis_restarts: AtomicU32,
+}
+
+/// The counters at one moment, as the API shows them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrackSnapshot {
+    pub sample_rate: u32,
+    pub channels: u16,
+    pub format_mismatch: Option<String>,
+    /// Bytes of audio that arrived.
+    pub bytes: u64,
+    /// Whole frames in them.
+    pub frames: u64,
+    pub seconds: f64,
+    pub recorded_bytes: u64,
+    pub muted: bool,
+    /// Nothing came for `ingest.stall_after`.
+    pub stalled: bool,
+    pub idle_ms: u64,
+    /// Of the last 100 ms or so; absent for digital silence.
+    pub level: Option<LevelSnapshot>,
+    /// Of the whole connection, in dBFS; absent for digital silence.
+    pub peak_dbfs: Option<f64>,
+    pub queues: QueueSnapshot,
+    pub drops: DropSnapshot,
+    pub restarts: RestartSnapshot,
+    pub groups: u64,
+    pub silent_groups: u64,
+    pub analysed_groups: u64,
+    pub analysis_connections: u64,
+    pub measurements: u64,
+    pub unknown_texts: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LevelSnapshot {
+    pub peak_dbfs: f64,
+    pub rms_dbfs: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QueueSnapshot {
+    /// Audio that waits for the disk.
+    pub spooled_bytes: u64,
+    /// Groups that wait for the analysis service.
+    pub analysis_groups: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DropSnapshot {
+    /// Audio that the disk could not take; its length is kept as a hole.
+    pub recording_bytes: u64,
+    pub analysis_groups: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestartSnapshot {
+    pub wav_writer: u32,
+    pub analysis: u32,
+}
+
+impl TrackStats {
+    pub fn new(format: PcmFormat) -> Self {
+        Self {
+            opened: Instant::now(),
+            format: Mutex::new(format),
+            format_mismatch: Mutex::default(),
+            last_arrival_ms: AtomicU64::default(),
+            received_bytes: AtomicU64::default(),
+            recorded_bytes: AtomicU64::default(),
+            lost_bytes: AtomicU64::default(),
+            muted: AtomicBool::default(),
+            draining: AtomicBool::default(),
+            unknown_texts: AtomicU64::default(),
+            level_peak: AtomicU16::default(),
+            level_mean_square: AtomicU64::default(),
+            peak: AtomicU16::default(),
+            spooled_bytes: AtomicU64::default(),
+            groups: AtomicU64::default(),
+            silent_groups: AtomicU64::default(),
+            analysis_queued_groups: AtomicU64::default(),
+            analysis_sent_groups: AtomicU64::default(),
+            analysis_dropped_groups: AtomicU64::default(),
+            analysis_connections: AtomicU64::default(),
+            measurements: AtomicU64::default(),
+            writer_restarts: AtomicU32::default(),
+            analysis_restarts: AtomicU32::default(),
+        }
+    }
+
+    pub fn format(&self) -> PcmFormat {
+        *lock(&self.format)
+    }
+
+    pub fn set_format(&self, format: PcmFormat) {
+        *lock(&self.format) = format;
+    }
+
+    pub fn format_mismatch(&self) -> Option<String> {
+        lock(&self.format_mismatch).clone()
+    }
+
+    pub fn set_format_mismatch(&self, mismatch: String) {
+        *lock(&self.format_mismatch) = Some(mismatch);
+    }
+
+    /// Anything came: audio, text, a ping or a pong.
+    pub fn note_arrival(&self) {
+        self.last_arrival_ms.store(millis(self.opened.elapsed()), Relaxed);
+    }
+
+    /// How long nothing has come.
+    pub fn idle(&self) -> Duration {
+        self.opened.elapsed().saturating_sub(Duration::from_millis(self.last_arrival_ms.load(Relaxed)))
+    }
+
+    pub fn set_level(&self, level: Level) {
+        self.level_peak.store(level.peak, Relaxed);
+        self.level_mean_square.store(level.mean_square, Relaxed);
+        self.peak.fetch_max(level.peak, Relaxed);
+    }
+
+    pub fn snapshot(&self, stall_after: Duration) -> TrackSnapshot {
+        let format = self.format();
+        let bytes = self.received_bytes.load(Relaxed);
+        let level = Level { peak: self.level_peak.load(Relaxed), mean_square: self.level_mean_square.load(Relaxed) };
+        let level = level.peak_dbfs().zip(level.rms_dbfs()).map(|(peak_dbfs, rms_dbfs)| LevelSnapshot { peak_dbfs, rms_dbfs });
+        let idle = self.idle();
+        TrackSnapshot {
+            sample_rate: format.sample_rate,
+            channels: format.channels,
+            format_mismatch: self.format_mismatch(),
+            bytes,
+            frames: format.frames(bytes),
+            seconds: format.duration(bytes).as_secs_f64(),
+            recorded_bytes: self.recorded_bytes.load(Relaxed),
+            muted: self.muted.load(Relaxed),
+            stalled: idle > stall_after,
+            idle_ms: millis(idle),
+            level,
+            peak_dbfs: peak_dbfs(self.peak.load(Relaxed)),
+            queues: QueueSnapshot { spooled_bytes: self.spooled_bytes.load(Relaxed), analysis_groups: self.analysis_queued_groups.load(Relaxed) },
+            drops: DropSnapshot { recording_bytes: self.lost_bytes.load(Relaxed), analysis_groups: self.analysis_dropped_groups.load(Relaxed) },
+            restarts: RestartSnapshot { wav_writer: self.writer_restarts.load(Relaxed), analysis: self.analysis_restarts.load(Relaxed) },
+            groups: self.groups.load(Relaxed),
+            silent_groups: self.silent_groups.load(Relaxed),
+            analysed_groups: self.analysis_sent_groups.load(Relaxed),
+            analysis_connections: self.analysis_connections.load(Relaxed),
+            measurements: self.measurements.load(Relaxed),
+            unknown_texts: self.unknown_texts.load(Relaxed),
+        }
+    }
+}
+
+/// Upper bounds of the classes of [`WriteLag`] in milliseconds; the last class has none.
+const LAG_BOUNDS_MS: [u64; 12] = [10, 25, 50, 75, 100, 125, 150, 200, 300, 500, 1_000, 5_000];
+
+/// How long audio took from its arrival to its place in a file: one observation per append, of its oldest frame. Of the whole process.
+#[derive(Debug, Default)]
+pub struct WriteLag {
+    classes: [AtomicU64; 12],
+    beyond: AtomicU64,
+}
+
+/// A class of the histogram: how many appends took at most so long, and longer than the class before allows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LagClass {
+    /// Absent for the last class.
+    pub at_most_ms: Option<u64>,
+    pub count: u64,
+}
+
+impl WriteLag {
+    pub fn observe(&self, lag: Duration) {
+        let class = LAG_BOUNDS_MS.iter().zip(&self.classes).find(|(bound, _)| lag <= Duration::from_millis(**bound));
+        class.map_or(&self.beyond, |(_, class)| class).fetch_add(1, Relaxed);
+    }
+
+    pub fn snapshot(&self) -> Vec<LagClass> {
+        let bounded = LAG_BOUNDS_MS.iter().zip(&self.classes).map(|(bound, class)| LagClass { at_most_ms: Some(*bound), count: class.load(Relaxed) });
+        bounded.chain([LagClass { at_most_ms: None, count: self.beyond.load(Relaxed) }]).collect()
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The value behind a lock; a panic elsewhere leaves it whole, since every change is one assignment.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_lag_falls_in_one_class() {
+        let lag = WriteLag::default();
+        for ms in [0, 10, 11, 150, 6_000] {
+            lag.observe(Duration::from_millis(ms));
+        }
+        let counts: Vec<(Option<u64>, u64)> =
+            lag.snapshot().into_iter().map(|class| (class.at_most_ms, class.count)).filter(|(_, count)| *count > 0).collect();
+        assert_eq!(counts, [(Some(10), 2), (Some(25), 1), (Some(150), 1), (None, 1)]);
+    }
+}

@@ -1,0 +1,276 @@
+//! Owns one open WAV segment.
+//!
+//! In: [`AppendAudio`] from `BufferActor`, [`CorrectFormat`] and [`FinishSegment`] from `TrackActor`. Out: the replies, and the segment's row.
+//! Full: `BufferActor` keeps one append in flight and holds the rest. Dies: `TrackActor` opens the next segment; the file stays valid.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix::prelude::*;
+use actix_rt::task::spawn_blocking;
+use chrono::{DateTime, Utc};
+
+use super::stats::WriteLag;
+use super::track::rows::{OpenedSegment, RowLog};
+use crate::audio::format::PcmFormat;
+use crate::db::rows::{ClosedSegment, EndReason, Gap, GapReason};
+use crate::ids::SegmentId;
+use crate::recording::path::SegmentName;
+use crate::recording::segment_file::{Piece, Sealed, SegmentFile};
+
+/// One append in flight, one finish behind it, and what a supervisor may ask in between.
+const MAILBOX_CAPACITY: usize = 16;
+
+/// Why audio did not reach the file.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordingError {
+    #[error("no space is left for recordings: {0}")]
+    NoSpace(io::Error),
+    #[error("a recording cannot be written: {0}")]
+    Io(#[from] io::Error),
+    #[error("the segment is finished")]
+    SegmentClosed,
+    #[error("the writing task was lost")]
+    WriterLost,
+}
+
+impl RecordingError {
+    fn of(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace(error),
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// Appends pieces. The reply means "handed to the OS and declared in the header", not "synced". After an error nothing of them is in the file.
+#[derive(Message)]
+#[rtype(result = "Result<Appended, RecordingError>")]
+pub struct AppendAudio {
+    pub pieces: Arc<[Piece]>,
+    /// When the oldest frame came.
+    pub arrived: Instant,
+    pub arrived_at: DateTime<Utc>,
+}
+
+/// How far the segment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    pub segment_bytes: u64,
+}
+
+/// The format was declared wrongly: from now on the header says this one.
+#[derive(Message)]
+#[rtype(result = "Result<(), RecordingError>")]
+pub struct CorrectFormat(pub PcmFormat);
+
+/// Seals the file, ends its row, and ends the actor. `None` if no sample ever came.
+#[derive(Message)]
+#[rtype(result = "Result<Option<Sealed>, RecordingError>")]
+pub struct FinishSegment {
+    pub reason: EndReason,
+}
+
+/// What a writer is made with.
+pub struct WavWriterParams {
+    pub audio_dir: PathBuf,
+    pub name: SegmentName,
+    pub format: PcmFormat,
+    pub rows: RowLog,
+    pub lag: Arc<WriteLag>,
+}
+
+pub struct WavWriterActor {
+    params: WavWriterParams,
+    id: SegmentId,
+    state: State,
+    gaps: Vec<Gap>,
+}
+
+enum State {
+    /// No sample has come yet: there is no file.
+    Empty,
+    Open(SegmentFile),
+    /// A blocking task has the file.
+    Writing,
+    Finished,
+}
+
+impl WavWriterActor {
+    pub fn new(params: WavWriterParams) -> Self {
+        Self { params, id: SegmentId::fresh(), state: State::Empty, gaps: Vec::new() }
+    }
+
+    /// Takes note of what the pieces leave out, once they are in the file; `position` is where they start in it.
+    fn note_gaps(&mut self, pieces: &[Piece], mut position: u64) {
+        let format = self.params.format;
+        for piece in pieces {
+            let (bytes, reason) = match piece {
+                Piece::Audio(_) => (0, None),
+                Piece::Lost(bytes) => (*bytes, Some(GapReason::Overload)),
+                Piece::Muted(bytes) => (*bytes, Some(GapReason::Muted)),
+            };
+            if let Some(reason) = reason {
+                let (start_frame, frames) = (format.frames(position), format.frames(bytes));
+                match self.gaps.last_mut() {
+                    Some(last) if last.reason == reason && start_frame == last.start_frame + file_frames(last) => last.frames += frames,
+                    _ => self.gaps.push(Gap { start_frame, frames, reason }),
+                }
+            }
+            position += piece.file_bytes();
+        }
+    }
+}
+
+/// The frames that a gap takes in the file.
+fn file_frames(gap: &Gap) -> u64 {
+    match gap.reason {
+        GapReason::Overload => gap.frames,
+        GapReason::Muted => 0,
+    }
+}
+
+impl Actor for WavWriterActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+    }
+}
+
+impl Handler<AppendAudio> for WavWriterActor {
+    type Result = AtomicResponse<Self, Result<Appended, RecordingError>>;
+
+    fn handle(&mut self, msg: AppendAudio, _: &mut Context<Self>) -> Self::Result {
+        let file = match std::mem::replace(&mut self.state, State::Writing) {
+            State::Empty if msg.pieces.iter().all(|piece| piece.file_bytes() == 0) => {
+                // A muted track that has not made a sound: remember the gap, make no file.
+                self.state = State::Empty;
+                self.note_gaps(&msg.pieces, 0);
+                return AtomicResponse::new(Box::pin(async { Ok(Appended { segment_bytes: 0 }) }.into_actor(self)));
+            }
+            State::Empty => None,
+            State::Open(file) => Some(file),
+            finished @ (State::Writing | State::Finished) => {
+                self.state = finished;
+                return AtomicResponse::new(Box::pin(async { Err(RecordingError::SegmentClosed) }.into_actor(self)));
+            }
+        };
+        let (audio_dir, name, format) = (self.params.audio_dir.clone(), self.params.name.clone(), self.params.format);
+        let (pieces, arrived_at) = (Arc::clone(&msg.pieces), msg.arrived_at);
+        let write = spawn_blocking(move || match file {
+            None => match SegmentFile::create(&audio_dir, &name, arrived_at, format, &pieces) {
+                Ok(file) => (Some(file), Ok(true)),
+                Err(error) => (None, Err(error)),
+            },
+            Some(mut file) => {
+                let outcome = file.append(&pieces).map(|()| false);
+                (Some(file), outcome)
+            }
+        });
+        AtomicResponse::new(Box::pin(write.into_actor(self).map(move |joined, this, _| {
+            let Ok((file, outcome)) = joined else {
+                this.state = State::Finished;
+                return Err(RecordingError::WriterLost);
+            };
+            let bytes = file.as_ref().map_or(0, SegmentFile::data_bytes);
+            if let (Some(file), Ok(true)) = (&file, &outcome) {
+                this.params.rows.segment_opened(OpenedSegment {
+                    id: this.id.clone(),
+                    path: file.relative_path().to_string_lossy().into_owned(),
+                    format: file.format(),
+                    started_at: msg.arrived_at,
+                });
+            }
+            this.state = file.map_or(State::Empty, State::Open);
+            outcome.map_err(RecordingError::of)?;
+            let appended: u64 = msg.pieces.iter().map(Piece::file_bytes).sum();
+            this.note_gaps(&msg.pieces, bytes - appended);
+            this.params.lag.observe(msg.arrived.elapsed());
+            Ok(Appended { segment_bytes: bytes })
+        })))
+    }
+}
+
+impl Handler<CorrectFormat> for WavWriterActor {
+    type Result = AtomicResponse<Self, Result<(), RecordingError>>;
+
+    fn handle(&mut self, CorrectFormat(format): CorrectFormat, _: &mut Context<Self>) -> Self::Result {
+        let was = std::mem::replace(&mut self.params.format, format);
+        for gap in &mut self.gaps {
+            gap.start_frame = format.frames(gap.start_frame * was.frame_bytes());
+            gap.frames = format.frames(gap.frames * was.frame_bytes());
+        }
+        let mut file = match std::mem::replace(&mut self.state, State::Writing) {
+            State::Open(file) => file,
+            other @ (State::Empty | State::Writing | State::Finished) => {
+                self.state = other;
+                return AtomicResponse::new(Box::pin(async { Ok(()) }.into_actor(self)));
+            }
+        };
+        let write = spawn_blocking(move || {
+            let outcome = file.set_format(format);
+            (file, outcome)
+        });
+        AtomicResponse::new(Box::pin(write.into_actor(self).map(|joined, this, _| {
+            let Ok((file, outcome)) = joined else {
+                this.state = State::Finished;
+                return Err(RecordingError::WriterLost);
+            };
+            this.state = State::Open(file);
+            outcome.map_err(RecordingError::of)
+        })))
+    }
+}
+
+impl Handler<FinishSegment> for WavWriterActor {
+    type Result = AtomicResponse<Self, Result<Option<Sealed>, RecordingError>>;
+
+    fn handle(&mut self, msg: FinishSegment, ctx: &mut Context<Self>) -> Self::Result {
+        let State::Open(file) = std::mem::replace(&mut self.state, State::Finished) else {
+            ctx.stop();
+            return AtomicResponse::new(Box::pin(async { Ok(None) }.into_actor(self)));
+        };
+        let format = file.format();
+        let declared = Sealed { frames: format.frames(file.data_bytes()), bytes: format.frames(file.data_bytes()) * format.frame_bytes() };
+        AtomicResponse::new(Box::pin(spawn_blocking(move || file.seal()).into_actor(self).map(move |joined, this, ctx| {
+            let outcome = joined.map_err(|_| RecordingError::WriterLost).and_then(|sealed| sealed.map_err(RecordingError::of));
+            // A seal that fails leaves a file that is valid as declared; its row says that it failed.
+            let (sealed, reason) = match &outcome {
+                Ok(sealed) => (sealed.clone(), msg.reason),
+                Err(error) => {
+                    log::error!("a segment could not be sealed segment_id={} error={error}", this.id);
+                    (declared, EndReason::Failed)
+                }
+            };
+            this.params.rows.segment_closed(ClosedSegment {
+                id: this.id.clone(),
+                format,
+                frames: sealed.frames,
+                bytes: sealed.bytes,
+                ended_at: Utc::now(),
+                reason,
+                gaps: std::mem::take(&mut this.gaps),
+            });
+            ctx.stop();
+            outcome.map(Some)
+        })))
+    }
+}
+
+/// Makes the actor panic, for the tests of its supervision.
+#[cfg(test)]
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Panic;
+
+#[cfg(test)]
+impl Handler<Panic> for WavWriterActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Context<Self>) {
+        panic!("as asked");
+    }
+}
