@@ -1,0 +1,26 @@
+//! The admin API, one file per noun. All of it wants the admin key.
+
+mod live;
+mod measurements;
+pub mod page;
+mod recordings;
+mod sessions;
+mod tickets;
+
+use actix_web::web;
+
+use super::resource;
+
+pub fn routes(config: &mut web::ServiceConfig) {
+    config
+        .service(resource("/sessions").route(web::get().to(sessions::list)))
+        .service(resource("/sessions/{meetingId}").route(web::get().to(sessions::show)))
+        .service(resource("/sessions/{meetingId}/tracks").route(web::get().to(sessions::tracks)))
+        .service(resource("/sessions/{meetingId}/measurements").route(web::get().to(measurements::list)))
+        .service(resource("/recordings").route(web::get().to(recordings::list)))
+        .service(resource("/recordings/{id}").route(web::get().to(recordings::show)))
+        .service(resource("/recordings/{id}/media").route(web::get().to(recordings::media)).route(web::head().to(recordings::media)))
+        .service(resource("/segments/{id}/media").route(web::get().to(recordings::segment_media)).route(web::head().to(recordings::segment_media)))
+        .service(resource("/tracks/live").route(web::get().to(live::list)))
+        .service(resource("/tickets").route(web::post().to(tickets::mint)));
+}

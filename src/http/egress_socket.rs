@@ -1,0 +1,370 @@
+//! `GET /egress-audio`: authenticates and admits a sender before the upgrade, then turns frames into batches.
+//!
+//! The adapter holds nothing worth saving: when its peer vanishes it is dropped in the middle, and `TrackActor` finalizes without it.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use actix_rt::task::spawn_blocking;
+use actix_web::http::header;
+use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web_actors::ws::{self, CloseCode, CloseReason, Message, ProtocolError, WebsocketContext};
+use bytes::BytesMut;
+use chrono::{DateTime, Utc};
+use tokio::sync::oneshot;
+
+use super::Doors;
+use super::error::{ApiError, ErrorCode};
+use super::health::probe_directory;
+use super::ingest_query::{IngestQuery, is_livekit};
+use super::ws_guard::{GuardLimits, Violation, WsGuard};
+use crate::actors::session_registry::{GetRememberedMeeting, Refusal, ReserveTrack, TrackEnded, TrackOpened};
+use crate::actors::stats::TrackStats;
+use crate::actors::track::rows::TrackIdentity;
+use crate::actors::track::{AttachSocket, AudioArrived, CloseSocket, FinishTrack, MuteTold, SocketLost, TrackActor, TrackParams};
+use crate::audio::format::PcmFormat;
+use crate::config::IngestAuth;
+use crate::db::rows::EndReason;
+use crate::ids::{MeetingId, TicketId};
+use crate::livekit::egress_stream::{FRAMES_PER_SECOND, TextMessage, parse_text};
+use crate::ticket::TicketKind;
+
+/// How long the upgrade waits for the database: LiveKit holds 2 s of audio before it drops some (`livekit.md` 1.1).
+const ADMISSION_DEADLINE: Duration = Duration::from_millis(100);
+/// Audio that is collected into one message: 10 frames of LiveKit. With the write behind it, data is in the file 200 ms after it came.
+const BATCH: Duration = Duration::from_millis(100);
+/// When a batch goes that does not fill up, because the sender is slow.
+const BATCH_DEADLINE: Duration = Duration::from_millis(120);
+/// Of one binary message, also in fragments: OWASP's bound for WebSockets. LiveKit sends 1,920 bytes.
+const MAX_BINARY_BYTES: u64 = 64 << 10;
+const MAX_TEXT_BYTES: u64 = 4 << 10;
+const MAX_FRAGMENTS: u32 = 64;
+const MAX_MESSAGE_TIME: Duration = Duration::from_secs(5);
+/// Frames per second that are always read; LiveKit sends 100.
+const FRAME_RATE: f64 = 800.0;
+/// Seconds of audio that may come at any speed.
+const BURST_SECONDS: f64 = 10.0;
+
+pub async fn egress_audio(request: HttpRequest, payload: web::Payload, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
+    let query = IngestQuery::parse(request.query_string())?;
+    let (query, ticket) = authenticate(query, &doors)?;
+    let mut response =
+        ws::handshake(&request).map_err(|error| ApiError::new(ErrorCode::InvalidRequest, format!("no WebSocket handshake: {error}")))?;
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let (format, from_livekit) = (query.format(content_type), is_livekit(content_type));
+
+    let meeting = admit(&query, ticket.as_ref().map(|(id, _)| id.clone()), &doors).await?;
+    let audio_dir = doors.tracks.audio_dir.clone();
+    let writable = spawn_blocking(move || probe_directory(&audio_dir)).await;
+    if let Err(problem) = writable.map_err(|error| error.to_string()).and_then(|probed| probed.map_err(|error| error.to_string())) {
+        log::error!("a connection is refused: the audio directory cannot be written problem={problem:?}");
+        return Err(ApiError::new(ErrorCode::StorageUnavailable, "recordings cannot be written now"));
+    }
+    let identity = TrackIdentity { meeting, room: query.room, participant: query.participant, track: query.track };
+    let stats = Arc::new(TrackStats::new(format));
+    let reserve = ReserveTrack { identity: identity.clone(), ticket: ticket.clone(), stats: Arc::clone(&stats) };
+    let connection = doors.registry.send(reserve).await?.map_err(|refusal| match refusal {
+        Refusal::TicketSpent => ApiError::unauthorized(),
+        Refusal::TrackIsLive => ApiError::new(ErrorCode::TrackIsLive, "this track has a live connection already"),
+        Refusal::ShuttingDown => ApiError::new(ErrorCode::ShuttingDown, "the server is shutting down"),
+    })?;
+
+    log::info!(
+        "track opened connection={connection} meeting={:?} room={:?} participant={:?} track={:?} sample_rate={} channels={}",
+        identity.meeting.as_str(),
+        identity.room.as_str(),
+        identity.participant.as_ref().map(crate::ids::Identity::as_str),
+        identity.track.as_ref().map(crate::ids::TrackSid::as_str),
+        format.sample_rate,
+        format.channels
+    );
+    let track = TrackActor::launch(TrackParams {
+        connection,
+        identity,
+        ticket: ticket.map(|(id, _)| id),
+        format,
+        from_livekit,
+        group_seconds: query.group_seconds.unwrap_or(doors.tracks.analysis.group_seconds),
+        stats: Arc::clone(&stats),
+        resources: Arc::clone(&doors.tracks),
+        registry: doors.registry.clone().recipient::<TrackEnded>(),
+    });
+    let violation = Rc::default();
+    let limits = guard_limits(format, from_livekit, doors.tracks.ingest.max_speed);
+    let guard = WsGuard::new(payload, limits, Rc::clone(&violation));
+    let socket = EgressSocket::new(track.clone(), format, stats, violation);
+    let stream = WebsocketContext::create(socket, guard);
+    doors.registry.send(TrackOpened { connection, track }).await?;
+    Ok(response.streaming(stream))
+}
+
+/// The ticket's word over the query's, and its id with the time it is worth nothing after.
+fn authenticate(query: IngestQuery, doors: &Doors) -> Result<(IngestQuery, Option<(TicketId, DateTime<Utc>)>), ApiError> {
+    match (&query.ticket, doors.tracks.ingest.auth) {
+        (None, IngestAuth::Open) => Ok((query, None)),
+        (None, IngestAuth::Ticket) => Err(ApiError::unauthorized()),
+        (Some(text), IngestAuth::Open | IngestAuth::Ticket) => {
+            let ticket = doors.mint.check(text, TicketKind::Audio, Utc::now()).map_err(|error| {
+                log::warn!("a connection is refused problem={error}");
+                ApiError::unauthorized()
+            })?;
+            Ok((query.overridden_by(ticket.subject), Some((ticket.id, ticket.expires_at))))
+        }
+    }
+}
+
+/// Asks the database whether the ticket is spent and which meeting the room has, but not for long.
+async fn admit(query: &IngestQuery, ticket: Option<TicketId>, doors: &Doors) -> Result<MeetingId, ApiError> {
+    let admission = doors.tracks.store.admit(query.room.clone(), query.meeting.clone(), ticket);
+    let active = match tokio::time::timeout(ADMISSION_DEADLINE, admission).await {
+        Ok(Ok(admission)) if admission.ticket_spent => return Err(ApiError::unauthorized()),
+        Ok(Ok(admission)) => admission.meeting,
+        late_or_failed => {
+            log::warn!("a connection is let in without the database's word late={}", late_or_failed.is_err());
+            doors.registry.send(GetRememberedMeeting(query.room.clone())).await?
+        }
+    };
+    Ok(query.meeting.clone().or(active).unwrap_or_else(|| MeetingId::new(query.room.as_str())))
+}
+
+fn guard_limits(format: PcmFormat, from_livekit: bool, max_speed: f64) -> GuardLimits {
+    // A mono declaration of LiveKit may turn out to be stereo.
+    let byte_rate = if from_livekit { format.byte_rate().max(PcmFormat::LIVEKIT.byte_rate()) } else { format.byte_rate() };
+    let byte_rate = f64::from(u32::try_from(byte_rate).unwrap_or(u32::MAX));
+    let livekit_frames = f64::from(FRAMES_PER_SECOND);
+    GuardLimits {
+        binary_bytes: MAX_BINARY_BYTES,
+        text_bytes: MAX_TEXT_BYTES,
+        fragments: MAX_FRAGMENTS,
+        message_time: MAX_MESSAGE_TIME,
+        bytes_per_second: max_speed * byte_rate,
+        frames_per_second: FRAME_RATE.max(max_speed * livekit_frames),
+        burst_bytes: BURST_SECONDS * byte_rate,
+        burst_frames: BURST_SECONDS * livekit_frames,
+    }
+}
+
+/// The adapter between one WebSocket and its `TrackActor`.
+struct EgressSocket {
+    track: Addr<TrackActor>,
+    stats: Arc<TrackStats>,
+    violation: Rc<Cell<Option<Violation>>>,
+    batch: BytesMut,
+    batch_bytes: usize,
+    /// When the first byte of the batch came.
+    since: Option<(Instant, DateTime<Utc>)>,
+    timer_runs: bool,
+    /// The text or binary message whose last fragment has not come.
+    fragments: Option<(bool, BytesMut)>,
+    finishing: bool,
+}
+
+impl EgressSocket {
+    fn new(track: Addr<TrackActor>, format: PcmFormat, stats: Arc<TrackStats>, violation: Rc<Cell<Option<Violation>>>) -> Self {
+        let batch_bytes = usize::try_from(format.bytes_in(BATCH)).unwrap_or(usize::MAX);
+        Self { track, stats, violation, batch: BytesMut::new(), batch_bytes, since: None, timer_runs: false, fragments: None, finishing: false }
+    }
+
+    fn on_binary(&mut self, chunk: &[u8], ctx: &mut WebsocketContext<Self>) {
+        if chunk.is_empty() {
+            return;
+        }
+        if self.since.is_none() {
+            self.since = Some((Instant::now(), Utc::now()));
+            self.batch.reserve(self.batch_bytes + chunk.len());
+        }
+        self.batch.extend_from_slice(chunk);
+        if self.batch.len() >= self.batch_bytes {
+            self.flush(ctx);
+        } else if !self.timer_runs {
+            self.timer_runs = true;
+            ctx.run_later(BATCH_DEADLINE, Self::on_timer);
+        }
+    }
+
+    fn on_timer(&mut self, ctx: &mut WebsocketContext<Self>) {
+        self.timer_runs = false;
+        let Some((since, _)) = self.since else { return };
+        let left = BATCH_DEADLINE.saturating_sub(since.elapsed());
+        if left.is_zero() {
+            self.flush(ctx);
+        } else {
+            self.timer_runs = true;
+            ctx.run_later(left, Self::on_timer);
+        }
+    }
+
+    fn on_text(&mut self, text: &str, ctx: &mut WebsocketContext<Self>) {
+        match parse_text(text) {
+            TextMessage::Muted(muted) => {
+                // In its place between the audio before and behind it.
+                self.flush(ctx);
+                self.hand_over(MuteTold(muted), ctx);
+            }
+            TextMessage::Unknown => {
+                self.stats.unknown_texts.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    fn take_batch(&mut self) -> Option<AudioArrived> {
+        let (arrived, arrived_at) = self.since.take()?;
+        Some(AudioArrived { audio: self.batch.split().freeze(), arrived, arrived_at })
+    }
+
+    fn flush(&mut self, ctx: &mut WebsocketContext<Self>) {
+        if let Some(batch) = self.take_batch() {
+            self.hand_over(batch, ctx);
+        }
+    }
+
+    /// Gives a message to the track. Where its mailbox is full, nothing more is read until it has room: TCP holds the rest.
+    fn hand_over<M>(&mut self, message: M, ctx: &mut WebsocketContext<Self>)
+    where
+        M: actix::Message<Result = ()> + Send + 'static,
+        TrackActor: Handler<M>,
+    {
+        match self.track.try_send(message) {
+            Ok(()) => {}
+            Err(SendError::Full(message)) => {
+                // Sent from a task of its own: one that belonged to this actor would be lost with it.
+                let (track, (done, taken)) = (self.track.clone(), oneshot::channel());
+                actix_rt::spawn(async move {
+                    if let Err(error) = track.send(message).await {
+                        log::error!("a track ended under its audio error={error}");
+                    }
+                    done.send(()).ok();
+                });
+                ctx.wait(taken.into_actor(self).map(|_, _, _| ()));
+            }
+            // The track has ended, and says so by CloseSocket or by its own log.
+            Err(SendError::Closed(_)) => {}
+        }
+    }
+
+    /// Seals the track, and then closes.
+    fn finish(&mut self, reason: EndReason, close: Option<CloseReason>, ctx: &mut WebsocketContext<Self>) {
+        if std::mem::replace(&mut self.finishing, true) {
+            return;
+        }
+        let (track, tail, (done, finished)) = (self.track.clone(), self.take_batch(), oneshot::channel());
+        actix_rt::spawn(async move {
+            let sealed = async {
+                if let Some(tail) = tail {
+                    track.send(tail).await?;
+                }
+                track.send(FinishTrack { reason }).await
+            };
+            if let Err(error) = sealed.await {
+                log::error!("a track ended before its connection error={error}");
+            }
+            done.send(()).ok();
+        });
+        ctx.spawn(finished.into_actor(self).map(move |_, _, ctx| {
+            ctx.close(close);
+            ctx.stop();
+        }));
+    }
+
+    fn on_violation(&mut self, ctx: &mut WebsocketContext<Self>) {
+        let (code, text) = match self.violation.get() {
+            Some(Violation::TooBig) => (CloseCode::Size, "a message is too big"),
+            Some(Violation::Protocol(problem)) => (CloseCode::Protocol, problem),
+            None => (CloseCode::Protocol, "not a WebSocket message"),
+        };
+        log::warn!("a sender broke the protocol problem={text:?}");
+        self.finish(EndReason::Violation, Some(CloseReason { code, description: Some(text.to_owned()) }), ctx);
+    }
+}
+
+impl Actor for EgressSocket {
+    type Context = WebsocketContext<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let attach = AttachSocket(ctx.address().recipient());
+        self.hand_over(attach, ctx);
+    }
+}
+
+impl Drop for EgressSocket {
+    fn drop(&mut self) {
+        if !self.finishing {
+            // The peer vanished and nothing asynchronous runs any more. The one message of this kind, so no bound is needed; if the track is
+            // gone too, there is nobody to tell.
+            let tail = self.take_batch();
+            self.track.do_send(SocketLost { tail });
+        }
+    }
+}
+
+impl StreamHandler<Result<Message, ProtocolError>> for EgressSocket {
+    fn handle(&mut self, item: Result<Message, ProtocolError>, ctx: &mut Self::Context) {
+        if self.finishing {
+            return;
+        }
+        self.stats.note_arrival();
+        match item {
+            Ok(Message::Binary(chunk)) => self.on_binary(&chunk, ctx),
+            Ok(Message::Text(text)) => self.on_text(&text, ctx),
+            Ok(Message::Ping(payload)) => ctx.pong(&payload),
+            // LiveKit answers every ping with the payload `pong`: what it says is a sign of life and no more.
+            Ok(Message::Pong(_) | Message::Nop) => {}
+            Ok(Message::Continuation(item)) => self.on_fragment(item, ctx),
+            Ok(Message::Close(reason)) => self.finish(EndReason::Closed, reason, ctx),
+            Err(ProtocolError::Io(_)) if self.violation.get().is_none() => self.finish(EndReason::Lost, None, ctx),
+            Err(_) => self.on_violation(ctx),
+        }
+    }
+
+    /// The stream has ended without a Close, or behind one.
+    fn finished(&mut self, ctx: &mut Self::Context) {
+        self.finish(EndReason::Lost, None, ctx);
+    }
+}
+
+impl EgressSocket {
+    fn on_fragment(&mut self, item: actix_http::ws::Item, ctx: &mut WebsocketContext<Self>) {
+        use actix_http::ws::Item;
+        match item {
+            Item::FirstBinary(first) => self.fragments = Some((true, BytesMut::from(&first[..]))),
+            Item::FirstText(first) => self.fragments = Some((false, BytesMut::from(&first[..]))),
+            Item::Continue(next) => {
+                if let Some((_, message)) = &mut self.fragments {
+                    message.extend_from_slice(&next);
+                }
+            }
+            Item::Last(last) => {
+                let Some((binary, mut message)) = self.fragments.take() else { return };
+                message.extend_from_slice(&last);
+                match std::str::from_utf8(&message) {
+                    _ if binary => self.on_binary(&message, ctx),
+                    Ok(text) => self.on_text(text, ctx),
+                    Err(_) => self.on_violation(ctx),
+                }
+            }
+        }
+    }
+}
+
+impl Handler<CloseSocket> for EgressSocket {
+    type Result = ();
+
+    fn handle(&mut self, msg: CloseSocket, ctx: &mut Self::Context) {
+        if std::mem::replace(&mut self.finishing, true) {
+            return;
+        }
+        let code = match msg.reason {
+            EndReason::Shutdown => CloseCode::Restart,
+            EndReason::Failed | EndReason::Crashed => CloseCode::Error,
+            EndReason::Idle | EndReason::Superseded | EndReason::TicketSpent => CloseCode::Policy,
+            EndReason::Violation => CloseCode::Protocol,
+            EndReason::Closed | EndReason::Lost | EndReason::Rotated => CloseCode::Normal,
+        };
+        ctx.close(Some(CloseReason { code, description: Some(msg.reason.as_str().to_owned()) }));
+        ctx.stop();
+    }
+}

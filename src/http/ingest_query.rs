@@ -1,0 +1,170 @@
+//! What a sender declares in the URL of its connection.
+
+use actix_web::web;
+
+use super::error::{ApiError, ErrorCode};
+use crate::audio::format::PcmFormat;
+use crate::ids::{Identity, MeetingId, RoomName, TrackSid};
+use crate::livekit::egress_stream::CONTENT_TYPE;
+use crate::ticket::TicketSubject;
+
+/// The longest name, in bytes. LiveKit's own limits are 256 and below.
+pub const MAX_NAME_BYTES: usize = 1_024;
+
+/// The documented format of a sender that says nothing: the predecessor's.
+const DEFAULT_FORMAT: PcmFormat = PcmFormat { sample_rate: 48_000, channels: 1 };
+
+/// The query of `/egress-audio`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IngestQuery {
+    pub room: RoomName,
+    pub participant: Option<Identity>,
+    pub track: Option<TrackSid>,
+    pub meeting: Option<MeetingId>,
+    pub sample_rate: Option<u32>,
+    pub channels: Option<u16>,
+    pub group_seconds: Option<f64>,
+    pub ticket: Option<String>,
+}
+
+impl IngestQuery {
+    /// Reads a raw query string. An empty parameter counts as absent; the first of several counts.
+    ///
+    /// # Errors
+    /// 400 with every fault.
+    pub fn parse(query: &str) -> Result<Self, ApiError> {
+        let pairs: Vec<(String, String)> = web::Query::from_query(query)
+            .map(web::Query::into_inner)
+            .map_err(|error| ApiError::new(ErrorCode::InvalidRequest, format!("the query cannot be read: {error}")))?;
+        let mut faults = Vec::new();
+        let get = |names: &[&str]| {
+            names.iter().find_map(|name| pairs.iter().find(|(key, value)| key == name && !value.is_empty())).map(|(_, value)| value.as_str())
+        };
+        let mut name = |names: &[&str]| {
+            let value = get(names)?;
+            if value.len() > MAX_NAME_BYTES {
+                faults.push(format!("{} is longer than {MAX_NAME_BYTES} bytes", names.first()?));
+            }
+            Some(value.to_owned())
+        };
+        let room = name(&["roomName", "room"]);
+        let participant = name(&["participant"]).map(Identity::new);
+        let track = name(&["trackId", "track"]).map(TrackSid::new);
+        let meeting = name(&["meetingId"]).map(MeetingId::new);
+        let sample_rate = number(get(&["sampleRate"]), "sampleRate", 8_000, 192_000, "", &mut faults);
+        let channels = number(get(&["channels"]), "channels", 1, 2, "", &mut faults);
+        let group_seconds = number(get(&["groupSeconds"]), "groupSeconds", 0.1, 30.0, " seconds", &mut faults);
+        if room.is_none() {
+            faults.insert(0, "roomName is required".to_owned());
+        }
+        match room {
+            Some(room) if faults.is_empty() => Ok(Self {
+                room: RoomName::new(room),
+                participant,
+                track,
+                meeting,
+                sample_rate,
+                channels,
+                group_seconds,
+                ticket: get(&["ticket"]).map(str::to_owned),
+            }),
+            Some(_) | None => Err(ApiError::new(ErrorCode::InvalidRequest, faults.join("; "))),
+        }
+    }
+
+    /// Lays what a ticket says over what the query says. The ticket's room and track are the only ones: what it leaves open, it was not bound to.
+    pub fn overridden_by(self, ticket: TicketSubject) -> Self {
+        Self {
+            room: ticket.room_name,
+            participant: ticket.participant.or(self.participant),
+            track: ticket.track_id.or(self.track),
+            meeting: ticket.meeting_id.or(self.meeting),
+            sample_rate: ticket.sample_rate.or(self.sample_rate),
+            channels: ticket.channels.or(self.channels),
+            ..self
+        }
+    }
+
+    /// The declared format. LiveKit's handshake without `channels` means what LiveKit always sends.
+    pub fn format(&self, content_type: Option<&str>) -> PcmFormat {
+        match self.channels {
+            None if is_livekit(content_type) => PcmFormat::LIVEKIT,
+            channels => PcmFormat {
+                sample_rate: self.sample_rate.unwrap_or(DEFAULT_FORMAT.sample_rate),
+                channels: channels.unwrap_or(DEFAULT_FORMAT.channels),
+            },
+        }
+    }
+}
+
+/// Whether a handshake has the content type of LiveKit's egress.
+pub fn is_livekit(content_type: Option<&str>) -> bool {
+    content_type.is_some_and(|value| value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(CONTENT_TYPE)))
+}
+
+fn number<T>(value: Option<&str>, name: &str, least: T, most: T, unit: &str, faults: &mut Vec<String>) -> Option<T>
+where
+    T: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    let value = value?;
+    let number = value.parse().ok().filter(|number| *number >= least && *number <= most);
+    if number.is_none() {
+        faults.push(format!("{name} must be a number from {least} to {most}{unit}"));
+    }
+    number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_names_and_empty_parameters() {
+        let query = IngestQuery::parse("room=r%20s&track=TR_1&participant=&meetingId=&channels=2&sampleRate=").expect("a query");
+        assert_eq!((query.room.as_str(), query.track), ("r s", Some(TrackSid::new("TR_1"))));
+        assert_eq!((query.participant, query.meeting, query.channels, query.sample_rate), (None, None, Some(2), None));
+    }
+
+    #[test]
+    fn faults_are_told_together() {
+        let error = IngestQuery::parse("sampleRate=7999&channels=3&groupSeconds=31").expect_err("refused").to_string();
+        for name in ["roomName is required", "sampleRate", "channels", "groupSeconds"] {
+            assert!(error.contains(name), "{error}");
+        }
+        for bad in ["sampleRate=192001", "sampleRate=x", "channels=0", "channels=1.5", "groupSeconds=0.09", "groupSeconds=NaN", "groupSeconds=inf"] {
+            IngestQuery::parse(&format!("roomName=r&{bad}")).expect_err(bad);
+        }
+        for good in ["sampleRate=8000", "sampleRate=192000", "channels=1", "groupSeconds=0.1", "groupSeconds=30"] {
+            IngestQuery::parse(&format!("roomName=r&{good}")).expect(good);
+        }
+        IngestQuery::parse(&format!("roomName={}", "x".repeat(1_025))).expect_err("too long");
+    }
+
+    #[test]
+    fn format_by_declaration_and_content_type() {
+        let format = |query: &str, content_type| IngestQuery::parse(&format!("roomName=r{query}")).expect("a query").format(content_type);
+        let pcm = |sample_rate, channels| PcmFormat { sample_rate, channels };
+        assert_eq!(format("", Some("audio/x-raw")), PcmFormat::LIVEKIT);
+        assert_eq!(format("&sampleRate=16000", Some("audio/x-raw; x=y")), PcmFormat::LIVEKIT, "LiveKit has no other");
+        assert_eq!(format("&channels=1", Some("audio/x-raw")), pcm(48_000, 1));
+        assert_eq!(format("", None), pcm(48_000, 1));
+        assert_eq!(format("&sampleRate=16000", Some("audio/L16")), pcm(16_000, 1));
+        assert_eq!(format("&sampleRate=44100&channels=2", None), pcm(44_100, 2));
+    }
+
+    #[test]
+    fn a_ticket_wins_over_the_query() {
+        let query = IngestQuery::parse("roomName=mine&participant=me&trackId=TR_mine&channels=1").expect("a query");
+        let ticket = TicketSubject {
+            room_name: RoomName::new("yours"),
+            participant: Some(Identity::new("you")),
+            track_id: Some(TrackSid::new("TR_yours")),
+            meeting_id: None,
+            sample_rate: None,
+            channels: Some(2),
+        };
+        let query = query.overridden_by(ticket);
+        assert_eq!((query.room.as_str(), query.participant.expect("said").as_str()), ("yours", "you"));
+        assert_eq!((query.track.expect("said").as_str(), query.channels), ("TR_yours", Some(2)));
+    }
+}

@@ -1,0 +1,77 @@
+//! The doors: the only code that sees requests. This is the route table, grouped by caller.
+
+pub mod api;
+mod auth;
+mod body;
+pub mod egress_socket;
+pub mod error;
+pub mod health;
+mod ingest_query;
+mod webhook;
+pub mod ws_guard;
+
+use std::sync::Arc;
+
+use actix::Addr;
+use actix_cors::Cors;
+use actix_web::http::header;
+use actix_web::middleware::from_fn;
+use actix_web::{Resource, web};
+
+use self::error::{ApiError, ErrorCode};
+use self::health::Health;
+use crate::actors::session_registry::SessionRegistry;
+use crate::actors::track::TrackResources;
+use crate::config::{HttpConfig, Secret};
+use crate::livekit::webhook::WebhookVerifier;
+use crate::ticket::TicketMint;
+
+/// What the handlers share.
+pub struct Doors {
+    pub registry: Addr<SessionRegistry>,
+    pub tracks: Arc<TrackResources>,
+    pub webhook_verifier: Option<WebhookVerifier>,
+    pub admin_key: Secret,
+    pub mint: TicketMint,
+    /// What LiveKit's egress reaches this server by, such as `ws://10.0.0.5:3001`.
+    pub ws_base: Option<String>,
+    pub health: Health,
+}
+
+/// Every route.
+pub fn routes(config: &mut web::ServiceConfig, http: &HttpConfig) {
+    config
+        // anybody
+        .service(resource("/").route(web::get().to(health::root)))
+        .service(resource("/health").route(web::get().to(health::health)))
+        // LiveKit
+        .service(resource("/livekit/webhook").route(web::post().to(webhook::receive)))
+        .service(resource("/egress-audio").route(web::get().to(egress_socket::egress_audio)))
+        // operators
+        .service(
+            web::scope("/api/v1").configure(api::routes).default_service(web::to(no_such_page)).wrap(from_fn(auth::require_admin)).wrap(cors(http)),
+        )
+        .default_service(web::to(no_such_page));
+}
+
+/// A path that answers other methods with a problem document.
+fn resource(path: &str) -> Resource {
+    web::resource(path).default_service(web::to(no_such_method))
+}
+
+async fn no_such_page() -> Result<web::Bytes, ApiError> {
+    Err(ApiError::not_found("page"))
+}
+
+async fn no_such_method() -> Result<web::Bytes, ApiError> {
+    Err(ApiError::new(ErrorCode::MethodNotAllowed, "this path does not answer that method"))
+}
+
+/// Exactly the configured origins, none by default.
+fn cors(http: &HttpConfig) -> Cors {
+    let cors = Cors::default()
+        .allowed_methods(["GET", "HEAD", "POST"])
+        .allowed_headers([header::AUTHORIZATION, header::CONTENT_TYPE, header::RANGE])
+        .max_age(600);
+    http.cors_origins.iter().fold(cors, |cors, origin| cors.allowed_origin(origin))
+}

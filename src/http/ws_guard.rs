@@ -1,0 +1,390 @@
+//! Bounded inbound framing in front of actix-web-actors.
+//!
+//! actix-web-actors has no inbound backpressure and judges a frame's size only once it is whole (`reliability.md` F1): one connection could take
+//! gigabytes. This stream reads the frame header itself, refuses what is too large or wrong there and then, hands over one frame at a time, and
+//! reads no faster than the sender may speak. What it does not read stays in TCP.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use actix_web::error::PayloadError;
+use bytes::{Bytes, BytesMut};
+use futures_util::Stream;
+use tokio::time::{Instant, Sleep};
+
+/// How a sender broke the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Violation {
+    /// Closes with 1009.
+    TooBig,
+    /// Closes with 1002.
+    Protocol(&'static str),
+}
+
+/// What a sender may do.
+#[derive(Debug, Clone, Copy)]
+pub struct GuardLimits {
+    /// Of one binary message, also in fragments.
+    pub binary_bytes: u64,
+    /// Of one text message.
+    pub text_bytes: u64,
+    /// Fragments of one message; gorilla cuts at 4,096 bytes.
+    pub fragments: u32,
+    /// Time from a message's first fragment to its last.
+    pub message_time: Duration,
+    /// Payload bytes and frames per second that are read, after a burst.
+    pub bytes_per_second: f64,
+    pub frames_per_second: f64,
+    pub burst_bytes: f64,
+    pub burst_frames: f64,
+}
+
+/// The stream. Ends with an error after a violation, which it leaves in `violation`.
+pub struct WsGuard<S> {
+    inner: S,
+    limits: GuardLimits,
+    violation: Rc<Cell<Option<Violation>>>,
+    buffer: BytesMut,
+    message: Option<OpenMessage>,
+    bytes: Bucket,
+    frames: Bucket,
+    pause: Option<Pin<Box<Sleep>>>,
+    /// A frame was just handed over: the reader gets to look at it before the next.
+    handed_over: bool,
+    ended: bool,
+}
+
+/// A message of which a fragment has come, but not the last.
+struct OpenMessage {
+    bytes: u64,
+    limit: u64,
+    fragments: u32,
+    deadline: Instant,
+}
+
+/// A frame's header, read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    fin: bool,
+    opcode: u8,
+    header_bytes: usize,
+    payload_bytes: u64,
+}
+
+const CONTINUATION: u8 = 0;
+const TEXT: u8 = 1;
+const BINARY: u8 = 2;
+const CLOSE: u8 = 8;
+const PING: u8 = 9;
+const PONG: u8 = 10;
+/// The longest payload of a control frame (RFC 6455 5.5).
+const CONTROL_BYTES: u64 = 125;
+
+impl<S> WsGuard<S> {
+    pub fn new(inner: S, limits: GuardLimits, violation: Rc<Cell<Option<Violation>>>) -> Self {
+        let now = Instant::now();
+        Self {
+            inner,
+            violation,
+            buffer: BytesMut::new(),
+            message: None,
+            bytes: Bucket { rate: limits.bytes_per_second, size: limits.burst_bytes, level: limits.burst_bytes, at: now },
+            frames: Bucket { rate: limits.frames_per_second, size: limits.burst_frames, level: limits.burst_frames, at: now },
+            limits,
+            pause: None,
+            handed_over: false,
+            ended: false,
+        }
+    }
+
+    /// Judges a frame by its header, in the light of the message it belongs to.
+    fn judge(&mut self, header: Header, now: Instant) -> Result<(), Violation> {
+        let Header { fin, opcode, payload_bytes, .. } = header;
+        let limit = match opcode {
+            CLOSE | PING | PONG if !fin => return Err(Violation::Protocol("a control frame in fragments")),
+            CLOSE | PING | PONG if payload_bytes > CONTROL_BYTES => return Err(Violation::Protocol("a control frame over 125 bytes")),
+            CLOSE | PING | PONG => return Ok(()),
+            CONTINUATION if self.message.is_none() => return Err(Violation::Protocol("a continuation of nothing")),
+            TEXT | BINARY if self.message.is_some() => return Err(Violation::Protocol("a message inside another")),
+            CONTINUATION => 0,
+            TEXT => self.limits.text_bytes,
+            BINARY => self.limits.binary_bytes,
+            _ => return Err(Violation::Protocol("an unknown opcode")),
+        };
+        let message_time = self.limits.message_time;
+        let message = self.message.get_or_insert(OpenMessage { bytes: 0, limit, fragments: 0, deadline: now + message_time });
+        message.bytes = message.bytes.saturating_add(payload_bytes);
+        message.fragments += 1;
+        if message.bytes > message.limit {
+            return Err(Violation::TooBig);
+        }
+        if message.fragments > self.limits.fragments {
+            return Err(Violation::Protocol("too many fragments"));
+        }
+        if !fin && payload_bytes == 0 {
+            return Err(Violation::Protocol("an empty fragment"));
+        }
+        if now > message.deadline {
+            return Err(Violation::Protocol("a message that takes too long"));
+        }
+        if fin {
+            self.message = None;
+        }
+        Ok(())
+    }
+
+    fn violate(&mut self, violation: Violation) -> Poll<Option<Result<Bytes, PayloadError>>> {
+        self.violation.set(Some(violation));
+        self.ended = true;
+        self.buffer = BytesMut::new();
+        Poll::Ready(Some(Err(PayloadError::Overflow)))
+    }
+
+    /// Whether the sender's pace allows this frame now; else when.
+    fn pace(&mut self, header: Header, now: Instant) -> Result<(), Instant> {
+        #[expect(clippy::as_conversions, reason = "at most 64 KiB: exact in an f64")]
+        let bytes = header.payload_bytes as f64;
+        let wait = self.bytes.wait_for(bytes, now).max(self.frames.wait_for(1.0, now));
+        if wait.is_zero() {
+            self.bytes.level -= bytes;
+            self.frames.level -= 1.0;
+            return Ok(());
+        }
+        Err(now + wait)
+    }
+}
+
+impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> Stream for WsGuard<S> {
+    type Item = Result<Bytes, PayloadError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        if std::mem::take(&mut this.handed_over) {
+            // actix-web-actors collects until there is nothing more for now, and only then decodes.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        loop {
+            if let Some(pause) = &mut this.pause {
+                if pause.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                this.pause = None;
+            }
+            match parse(&this.buffer) {
+                Err(problem) => return this.violate(Violation::Protocol(problem)),
+                Ok(Some(header)) => {
+                    // Sizes are judged before the payload is waited for.
+                    let whole = header.header_bytes.saturating_add(usize::try_from(header.payload_bytes).unwrap_or(usize::MAX));
+                    let too_big = header.payload_bytes > this.limits.binary_bytes.max(this.limits.text_bytes);
+                    if too_big {
+                        return this.violate(Violation::TooBig);
+                    }
+                    if this.buffer.len() >= whole {
+                        let now = Instant::now();
+                        if let Err(ready_at) = this.pace(header, now) {
+                            this.pause = Some(Box::pin(tokio::time::sleep_until(ready_at)));
+                            continue;
+                        }
+                        if let Err(violation) = this.judge(header, now) {
+                            return this.violate(violation);
+                        }
+                        this.handed_over = true;
+                        return Poll::Ready(Some(Ok(this.buffer.split_to(whole).freeze())));
+                    }
+                }
+                Ok(None) => {}
+            }
+            match Pin::new(&mut this.inner).poll_next(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(chunk))) => {
+                    if this.buffer.is_empty() {
+                        this.buffer = BytesMut::from(chunk);
+                    } else {
+                        this.buffer.extend_from_slice(&chunk);
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+                Poll::Ready(None) => {
+                    this.ended = true;
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+}
+
+/// Reads a client's frame header. `None` while it is not whole.
+fn parse(buffer: &[u8]) -> Result<Option<Header>, &'static str> {
+    let [first, second, rest @ ..] = buffer else { return Ok(None) };
+    if first & 0x70 != 0 {
+        return Err("reserved bits");
+    }
+    if second & 0x80 == 0 {
+        return Err("an unmasked frame");
+    }
+    let (length_bytes, payload_bytes) = match (second & 0x7f, rest) {
+        (126, [a, b, ..]) => (2, u64::from(u16::from_be_bytes([*a, *b]))),
+        (127, [a, b, c, d, e, f, g, h, ..]) => (8, u64::from_be_bytes([*a, *b, *c, *d, *e, *f, *g, *h])),
+        (126 | 127, _) => return Ok(None),
+        (short, _) => (0, u64::from(short)),
+    };
+    // Two bytes, the length, four of the mask.
+    let header_bytes = 2 + length_bytes + 4;
+    Ok(Some(Header { fin: first & 0x80 != 0, opcode: first & 0x0f, header_bytes, payload_bytes }))
+}
+
+/// A token bucket.
+#[derive(Debug)]
+struct Bucket {
+    rate: f64,
+    size: f64,
+    level: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    /// How long until `amount` is there. An amount over the size waits for a full bucket.
+    fn wait_for(&mut self, amount: f64, now: Instant) -> Duration {
+        self.level = (self.level + self.rate * now.saturating_duration_since(self.at).as_secs_f64()).min(self.size);
+        self.at = now;
+        let missing = amount.min(self.size) - self.level;
+        if missing <= 0.0 { Duration::ZERO } else { Duration::from_secs_f64(missing / self.rate) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, StreamExt, stream};
+
+    use super::*;
+
+    const LIMITS: GuardLimits = GuardLimits {
+        binary_bytes: 65_536,
+        text_bytes: 4_096,
+        fragments: 64,
+        message_time: Duration::from_secs(5),
+        bytes_per_second: 8.0 * 192_000.0,
+        frames_per_second: 800.0,
+        burst_bytes: 1_920_000.0,
+        burst_frames: 1_000.0,
+    };
+
+    fn frame(fin: bool, opcode: u8, payload: usize) -> Vec<u8> {
+        let mut frame = vec![u8::from(fin) << 7 | opcode];
+        match payload {
+            0..126 => frame.push(0x80 | payload as u8),
+            126..65_536 => {
+                frame.push(0x80 | 126);
+                frame.extend((payload as u16).to_be_bytes());
+            }
+            _ => {
+                frame.push(0x80 | 127);
+                frame.extend((payload as u64).to_be_bytes());
+            }
+        }
+        frame.extend([1, 2, 3, 4]);
+        frame.resize(frame.len() + payload, 7);
+        frame
+    }
+
+    /// The frames that come through, and how it ends.
+    async fn guarded(pieces: Vec<Vec<u8>>) -> (Vec<Bytes>, Option<Violation>) {
+        let violation = Rc::new(Cell::new(None));
+        let inner = stream::iter(pieces.into_iter().map(|piece| Ok(Bytes::from(piece))));
+        let mut guard = WsGuard::new(inner, LIMITS, Rc::clone(&violation));
+        let mut frames = Vec::new();
+        while let Some(Ok(frame)) = guard.next().await {
+            frames.push(frame);
+        }
+        (frames, violation.get())
+    }
+
+    #[actix_rt::test]
+    async fn frames_come_one_by_one_however_they_were_cut() {
+        let frames = [frame(true, BINARY, 1_920), frame(true, TEXT, 14), frame(true, PING, 4), frame(true, BINARY, 0)];
+        let stream = frames.concat();
+        for size in [1, 7, 100, 5_000] {
+            let pieces = stream.chunks(size).map(<[u8]>::to_vec).collect();
+            let (seen, violation) = guarded(pieces).await;
+            assert_eq!(seen, frames, "in pieces of {size}");
+            assert_eq!(violation, None);
+        }
+    }
+
+    #[actix_rt::test]
+    async fn a_reader_is_given_one_frame_before_the_next() {
+        let inner = stream::iter([Ok(Bytes::from([frame(true, BINARY, 4), frame(true, BINARY, 4)].concat()))]);
+        let mut guard = WsGuard::new(inner, LIMITS, Rc::default());
+        assert!(guard.next().now_or_never().is_some());
+        assert!(guard.next().now_or_never().is_none());
+        assert!(guard.next().now_or_never().is_some());
+    }
+
+    #[actix_rt::test]
+    async fn violations_by_kind() {
+        let mut huge = vec![0x82, 0xff];
+        huge.extend((8u64 << 30).to_be_bytes());
+        huge.extend([0; 4]);
+        let fragments = |count: usize| [vec![frame(false, BINARY, 10)], vec![frame(false, CONTINUATION, 10); count]].concat().concat();
+        let cases: [(&str, Vec<u8>, Violation); 13] = [
+            ("an 8 GiB frame, by its header", huge, Violation::TooBig),
+            ("64 KiB and one byte", frame(true, BINARY, 65_537), Violation::TooBig),
+            ("a text over 4 KiB", frame(true, TEXT, 4_097), Violation::TooBig),
+            ("a message over its cap", [frame(false, BINARY, 60_000), frame(true, CONTINUATION, 6_000)].concat(), Violation::TooBig),
+            ("65 fragments", fragments(64), Violation::Protocol("too many fragments")),
+            ("empty continuations", [frame(false, BINARY, 1), frame(false, CONTINUATION, 0)].concat(), Violation::Protocol("an empty fragment")),
+            ("continuation of nothing", frame(true, CONTINUATION, 5), Violation::Protocol("a continuation of nothing")),
+            ("a message inside another", [frame(false, BINARY, 5), frame(true, TEXT, 5)].concat(), Violation::Protocol("a message inside another")),
+            ("a ping in fragments", frame(false, PING, 5), Violation::Protocol("a control frame in fragments")),
+            ("a long ping", frame(true, PING, 126), Violation::Protocol("a control frame over 125 bytes")),
+            ("an unknown opcode", frame(true, 3, 5), Violation::Protocol("an unknown opcode")),
+            ("reserved bits", vec![0xc2, 0x80, 0, 0, 0, 0], Violation::Protocol("reserved bits")),
+            ("an unmasked frame", vec![0x82, 0x01, 0], Violation::Protocol("an unmasked frame")),
+        ];
+        for (case, bytes, expected) in cases {
+            assert_eq!(guarded(vec![bytes]).await.1, Some(expected), "{case}");
+        }
+    }
+
+    #[actix_rt::test]
+    async fn fragments_and_control_frames_between_them_are_fine() {
+        let frames = [frame(false, BINARY, 4_096), frame(true, PING, 4), frame(true, CONTINUATION, 904), frame(true, CLOSE, 0)];
+        assert_eq!(guarded(vec![frames.concat()]).await, (frames.iter().map(|frame| Bytes::from(frame.clone())).collect(), None));
+    }
+
+    #[actix_rt::test]
+    async fn after_a_burst_of_ten_seconds_the_pace_is_eight_times_real_time() {
+        tokio::time::pause();
+        let minute = vec![frame(true, BINARY, 1_920); 6_000].concat();
+        let inner = stream::iter([Ok(Bytes::from(minute))]);
+        let mut guard = WsGuard::new(inner, LIMITS, Rc::default());
+        let start = Instant::now();
+        let mut frames = 0;
+        while guard.next().await.is_some() {
+            frames += 1;
+        }
+        assert_eq!(frames, 6_000);
+        // 50 s behind the burst at eight times the speed.
+        let took = start.elapsed().as_secs_f64();
+        assert!((6.0..6.6).contains(&took), "{took} s");
+    }
+
+    #[actix_rt::test]
+    async fn tiny_frames_are_paced_by_their_number() {
+        tokio::time::pause();
+        let inner = stream::iter([Ok(Bytes::from(vec![frame(true, BINARY, 1); 2_600].concat()))]);
+        let mut guard = WsGuard::new(inner, LIMITS, Rc::default());
+        let start = Instant::now();
+        while guard.next().await.is_some() {}
+        let took = start.elapsed().as_secs_f64();
+        assert!((1.9..2.3).contains(&took), "{took} s");
+    }
+}

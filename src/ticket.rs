@@ -1,0 +1,222 @@
+//! Tickets that open the ingest: `v1.<payload>.<mac>`, signed with HMAC-SHA256 by a key of their own.
+//!
+//! LiveKit's egress can carry a credential only in the URL, and repeats that URL in webhooks and logs (`livekit.md` 1.10). So a ticket is bound to
+//! one track, opens one connection, and is worth nothing ten minutes after it was made.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::{DateTime, TimeDelta, Utc};
+use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+use uuid::Uuid;
+
+use crate::config::Secret;
+use crate::ids::{Identity, MeetingId, RoomName, TicketId, TrackSid};
+
+/// How long after its making a ticket may open its connection.
+pub const LIFETIME: Duration = Duration::from_secs(600);
+
+const VERSION: &str = "v1";
+
+/// Which endpoint a ticket opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TicketKind {
+    Audio,
+    Video,
+}
+
+/// What a ticket is good for. What it says wins over the query.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ticket {
+    #[serde(rename = "jti")]
+    pub id: TicketId,
+    #[serde(rename = "exp", with = "chrono::serde::ts_seconds")]
+    pub expires_at: DateTime<Utc>,
+    pub kind: TicketKind,
+    #[serde(flatten)]
+    pub subject: TicketSubject,
+}
+
+/// The track that a ticket is bound to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TicketSubject {
+    pub room_name: RoomName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub participant: Option<Identity>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub track_id: Option<TrackSid>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meeting_id: Option<MeetingId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample_rate: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<u16>,
+}
+
+/// The longest name in a ticket, in bytes. LiveKit's own limits are 256 and below.
+const MAX_NAME_BYTES: usize = 1_024;
+
+impl TicketSubject {
+    /// What no ticket may say; nothing when it is in order.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.room_name.as_str().is_empty() {
+            faults.push("roomName is required".to_owned());
+        }
+        let names = [
+            Some(self.room_name.as_str()),
+            self.participant.as_ref().map(Identity::as_str),
+            self.track_id.as_ref().map(TrackSid::as_str),
+            self.meeting_id.as_ref().map(MeetingId::as_str),
+        ];
+        if names.iter().flatten().any(|name| name.len() > MAX_NAME_BYTES) {
+            faults.push(format!("a name is longer than {MAX_NAME_BYTES} bytes"));
+        }
+        if self.sample_rate.is_some_and(|rate| !(8_000..=192_000).contains(&rate)) {
+            faults.push("sampleRate must be a number from 8000 to 192000".to_owned());
+        }
+        if self.channels.is_some_and(|channels| !(1..=2).contains(&channels)) {
+            faults.push("channels must be a number from 1 to 2".to_owned());
+        }
+        faults
+    }
+}
+
+/// The URL that a ticket opens: what LiveKit's track egress takes as `websocketUrl`. `base` is such as `ws://10.0.0.5:3001`.
+pub fn socket_url(base: &str, ticket: &Ticket, text: &str) -> String {
+    let path = match ticket.kind {
+        TicketKind::Audio => "egress-audio",
+        TicketKind::Video => "egress-video",
+    };
+    let room = percent_encode(ticket.subject.room_name.as_str());
+    format!("{base}/{path}?roomName={room}&ticket={text}")
+}
+
+/// A value of a query string.
+pub fn percent_encode(text: &str) -> String {
+    let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|byte| if unreserved(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// Why a ticket opens nothing. The sender is told none of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TicketError {
+    #[error("the ticket is not one of ours")]
+    Forged,
+    #[error("the ticket has expired")]
+    Expired,
+    #[error("the ticket is for another endpoint")]
+    OtherKind,
+}
+
+/// Makes and checks tickets.
+#[derive(Debug, Clone)]
+pub struct TicketMint {
+    key: Secret,
+}
+
+impl TicketMint {
+    pub fn new(key: Secret) -> Self {
+        Self { key }
+    }
+
+    /// A fresh ticket as text, and what it says.
+    pub fn mint(&self, kind: TicketKind, subject: TicketSubject, now: DateTime<Utc>) -> (String, Ticket) {
+        let lifetime = TimeDelta::from_std(LIFETIME).expect("ten minutes are in range");
+        let ticket = Ticket { id: TicketId::new(Uuid::new_v4().simple().to_string()), expires_at: now + lifetime, kind, subject };
+        let payload = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&ticket).expect("a ticket is plain data"));
+        let signed = format!("{VERSION}.{payload}");
+        let mac = URL_SAFE_NO_PAD.encode(self.mac(&signed));
+        (format!("{signed}.{mac}"), ticket)
+    }
+
+    /// Checks signature, time and kind, but not whether the ticket is spent.
+    ///
+    /// # Errors
+    /// See [`TicketError`].
+    pub fn check(&self, text: &str, kind: TicketKind, now: DateTime<Utc>) -> Result<Ticket, TicketError> {
+        let (signed, mac) = text.rsplit_once('.').ok_or(TicketError::Forged)?;
+        let mac = URL_SAFE_NO_PAD.decode(mac).map_err(|_| TicketError::Forged)?;
+        if !bool::from(self.mac(signed).as_slice().ct_eq(&mac)) {
+            return Err(TicketError::Forged);
+        }
+        let payload = signed.strip_prefix(VERSION).and_then(|rest| rest.strip_prefix('.')).ok_or(TicketError::Forged)?;
+        let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| TicketError::Forged)?;
+        let ticket: Ticket = serde_json::from_slice(&payload).map_err(|_| TicketError::Forged)?;
+        if ticket.expires_at <= now {
+            return Err(TicketError::Expired);
+        }
+        if ticket.kind != kind {
+            return Err(TicketError::OtherKind);
+        }
+        Ok(ticket)
+    }
+
+    fn mac(&self, signed: &str) -> Vec<u8> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.key.expose().as_bytes()).expect("HMAC takes a key of any length");
+        mac.update(signed.as_bytes());
+        mac.finalize().into_bytes().to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mint() -> TicketMint {
+        TicketMint::new(Secret::new("a-ticket-key-of-thirty-two-chars"))
+    }
+
+    fn subject() -> TicketSubject {
+        TicketSubject {
+            room_name: RoomName::new("room"),
+            participant: Some(Identity::new("ana")),
+            track_id: None,
+            meeting_id: None,
+            sample_rate: Some(48_000),
+            channels: Some(2),
+        }
+    }
+
+    #[test]
+    fn a_ticket_says_what_it_was_made_for() {
+        let now = Utc::now();
+        let (text, ticket) = mint().mint(TicketKind::Audio, subject(), now);
+        let checked = mint().check(&text, TicketKind::Audio, now).expect("valid");
+        assert_eq!((checked.id, checked.subject), (ticket.id, subject()));
+        assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)), "it needs no escaping in a URL");
+    }
+
+    #[test]
+    fn nothing_else_opens() {
+        let now = Utc::now();
+        let (text, _) = mint().mint(TicketKind::Audio, subject(), now);
+        let other = TicketMint::new(Secret::new("another-ticket-key-of-32-letters"));
+        let check = |mint: &TicketMint, text: &str, kind, now| mint.check(text, kind, now).expect_err("refused");
+        assert_eq!(check(&other, &text, TicketKind::Audio, now), TicketError::Forged);
+        assert_eq!(check(&mint(), &text, TicketKind::Video, now), TicketError::OtherKind);
+        assert_eq!(check(&mint(), &text, TicketKind::Audio, now + TimeDelta::seconds(601)), TicketError::Expired);
+        let payload = URL_SAFE_NO_PAD.encode(r#"{"roomName":"other"}"#);
+        let mac = text.rsplit('.').next().expect("a mac");
+        for forged in ["", ".", "v1.", "v1.x.y", &text[1..], &format!("v1.{payload}.{mac}"), &format!("v2{}", &text[2..])] {
+            assert_eq!(check(&mint(), forged, TicketKind::Audio, now), TicketError::Forged, "{forged}");
+        }
+        let mut bytes = text.clone().into_bytes();
+        let last = bytes.len() - 3;
+        bytes[last] = if bytes[last] == b'A' { b'B' } else { b'A' };
+        assert_eq!(check(&mint(), &String::from_utf8(bytes).expect("ASCII"), TicketKind::Audio, now), TicketError::Forged);
+    }
+
+    #[test]
+    fn no_two_tickets_are_the_same() {
+        let now = Utc::now();
+        assert_ne!(mint().mint(TicketKind::Audio, subject(), now).1.id, mint().mint(TicketKind::Audio, subject(), now).1.id);
+    }
+}
