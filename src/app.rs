@@ -1,0 +1,255 @@
+//! The composition root: builds every part, and owns the order of starting and stopping.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, Addr};
+use actix_web::dev::ServerHandle;
+use actix_web::{App, HttpServer, web};
+use chrono::{DateTime, Utc};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::task::JoinHandle;
+
+use crate::actors::buffer::SpoolBudget;
+use crate::actors::hume_client::AnalysisService;
+use crate::actors::session_registry::{SessionRegistry, StopTracks};
+use crate::actors::stats::WriteLag;
+use crate::actors::track::{Service, TrackResources};
+use crate::analysis::gate::CredentialGate;
+use crate::analysis::hume_legacy::HumeLegacy;
+use crate::analysis::tls;
+use crate::audio::format::PcmFormat;
+use crate::config::{Config, IngestAuth, Secret};
+use crate::db::rows::{ClosedSegment, EndReason, SegmentRow};
+use crate::db::{DbError, Store};
+use crate::http::health::{Health, probe_directory};
+use crate::http::{self, Doors};
+use crate::ids::{RecordingId, SegmentId};
+use crate::keys::{self, KeptKey};
+use crate::livekit::webhook::WebhookVerifier;
+use crate::recording::path::below;
+use crate::recording::pipeline_log::PipelineLog;
+use crate::recording::repair::repair;
+use crate::recording::segment_file::Sealed;
+use crate::ticket::TicketMint;
+
+pub const ADMIN_KEY_FILE: &str = "admin-key";
+pub const TICKET_KEY_FILE: &str = "ticket-key";
+
+/// A request's head must arrive within this.
+const HEAD_DEADLINE: Duration = Duration::from_secs(5);
+/// A peer that acknowledges nothing for this long is gone (`reliability.md` F2).
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
+/// When the tracks are sealed, what is left of the connections gets this long.
+const CONNECTIONS_DEADLINE_SECONDS: u64 = 1;
+/// Tracks seal within their own deadlines; this one is for what hangs, so that the process ends within 10 s.
+const TRACKS_DEADLINE: Duration = Duration::from_secs(8);
+
+/// What keeps a server from starting.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{what} {path}: {source}")]
+    File { what: &'static str, path: String, source: std::io::Error },
+    #[error("database {url}: {source}")]
+    Database { url: String, source: DbError },
+    #[error("cannot listen on {address}: {source}; another program may have the port, which PORT changes")]
+    Listen { address: String, source: std::io::Error },
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+    #[error("cannot set up TLS for the analysis service: {0}")]
+    Tls(std::io::Error),
+}
+
+/// A server that runs.
+pub struct Server {
+    /// Where it listens; tells the port where the configuration says 0.
+    pub address: SocketAddr,
+    pub admin_key: Secret,
+    pub mint: TicketMint,
+    pub store: Store,
+    registry: Addr<SessionRegistry>,
+    pipeline_log: PipelineLog,
+    handle: ServerHandle,
+    serving: JoinHandle<std::io::Result<()>>,
+}
+
+/// Makes directories and keys, opens the database, repairs what an earlier run left open, and listens.
+///
+/// # Errors
+/// Whatever is in the way, with its name.
+pub async fn start(config: Config) -> Result<Server, StartError> {
+    for directory in [&config.storage.dir, &config.storage.audio_dir, &config.storage.pipeline_log_dir] {
+        let made = probe_directory(directory);
+        made.map_err(|source| StartError::File { what: "cannot write to directory", path: directory.display().to_string(), source })?;
+    }
+    let admin_key = key(config.secrets.admin_api_key.clone(), &config.storage.dir, ADMIN_KEY_FILE)?;
+    let mint = TicketMint::new(key(config.secrets.ingest_ticket_secret.clone(), &config.storage.dir, TICKET_KEY_FILE)?);
+    let store = Store::open(&config.database.url, config.database.connections).await;
+    let database = |source| StartError::Database { url: config.database.url.redacted(), source };
+    let store = store.map_err(database)?;
+    log::info!("database ready url={}", config.database.url.redacted());
+    close_crashed(&store, &config.storage.audio_dir).await.map_err(database)?;
+
+    let pipeline_log = PipelineLog::start(&config.storage.pipeline_log_dir).map_err(StartError::Thread)?;
+    let tracks = Arc::new(TrackResources {
+        audio_dir: config.storage.audio_dir.clone(),
+        ingest: config.ingest.clone(),
+        recording: config.recording.clone(),
+        analysis: config.analysis.clone(),
+        store: store.clone(),
+        pipeline_log: pipeline_log.clone(),
+        lag: Arc::new(WriteLag::default()),
+        budget: Arc::new(SpoolBudget::new(config.recording.spool_total)),
+        service: service(&config)?,
+    });
+    let registry = SessionRegistry::new(store.clone(), config.ingest.stall_after).start();
+    let doors = web::Data::new(Doors {
+        registry: registry.clone(),
+        tracks,
+        webhook_verifier: webhook_verifier(&config),
+        admin_key: admin_key.clone(),
+        mint: mint.clone(),
+        ws_base: config.ingest.ws_base.clone(),
+        health: Health::new(store.clone(), config.storage.audio_dir.clone()),
+    });
+    if config.ingest.auth == IngestAuth::Open {
+        log::warn!("ingest.auth is \"open\": whoever reaches this server can record on it");
+    }
+    let (address, handle, serving) = listen(&config, doors)?;
+    log::info!("listening address={address}");
+    Ok(Server { address, admin_key, mint, store, registry, pipeline_log, handle, serving })
+}
+
+impl Server {
+    /// Stops: no more connections, every track sealed, every row final. Takes at most 10 s.
+    pub async fn stop(self) {
+        self.handle.pause().await;
+        match tokio::time::timeout(TRACKS_DEADLINE, self.registry.send(StopTracks)).await {
+            Ok(Ok(())) => log::info!("every track is sealed"),
+            Ok(Err(error)) => log::error!("tracks were not sealed: the registry is gone error={error}"),
+            Err(_) => log::error!("tracks were not sealed in time"),
+        }
+        self.handle.stop(true).await;
+        match self.serving.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::error!("the HTTP server failed error={error}"),
+            Err(error) => log::error!("the HTTP server failed error={error}"),
+        }
+        self.pipeline_log.finish();
+        log::info!("stopped");
+    }
+}
+
+fn key(set: Option<Secret>, dir: &Path, name: &'static str) -> Result<Secret, StartError> {
+    if let Some(key) = set {
+        return Ok(key);
+    }
+    let kept = keys::load_or_make(dir, name);
+    let KeptKey { key, path, is_new } =
+        kept.map_err(|source| StartError::File { what: "cannot keep a key in", path: dir.join(name).display().to_string(), source })?;
+    if is_new {
+        log::info!("made a new key path={}", path.display());
+    }
+    Ok(key)
+}
+
+fn webhook_verifier(config: &Config) -> Option<WebhookVerifier> {
+    let credentials = config.livekit.api_key.as_ref().zip(config.secrets.livekit_api_secret.as_ref());
+    if credentials.is_none() {
+        log::warn!("LIVEKIT_API_KEY and LIVEKIT_API_SECRET are not set: every webhook is refused");
+    }
+    credentials.map(|(key, secret)| WebhookVerifier::new(key, secret.expose()))
+}
+
+fn service(config: &Config) -> Result<Service, StartError> {
+    if !config.analysis.enabled {
+        return Ok(Service::Nobody("analysis.enabled is false"));
+    }
+    // A key without a URL does not pass the configuration.
+    let Some((key, url)) = config.secrets.hume_api_key.clone().zip(config.hume.url.clone()) else {
+        log::info!("streaming to Hume is skipped: HUME_API_KEY is missing");
+        return Ok(Service::Nobody("HUME_API_KEY is missing"));
+    };
+    Ok(Service::Streaming(AnalysisService {
+        wire: Arc::new(HumeLegacy),
+        url,
+        key,
+        tls: tls::client_config(config.hume.ca_file.as_deref()).map_err(StartError::Tls)?,
+        gate: Arc::new(CredentialGate::new(config.hume.refused_retry)),
+        queue: config.hume.queue,
+    }))
+}
+
+type Listening = (SocketAddr, ServerHandle, JoinHandle<std::io::Result<()>>);
+
+fn listen(config: &Config, doors: web::Data<Doors>) -> Result<Listening, StartError> {
+    let http = config.http.clone();
+    let wanted = format!("{}:{}", http.host, http.port);
+    let error = |source| StartError::Listen { address: wanted.clone(), source };
+    let workers = http.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
+    let (routes, max_connections) = (http.clone(), http.max_connections);
+    let server = HttpServer::new(move || {
+        let http = routes.clone();
+        App::new().app_data(doors.clone()).configure(move |config| http::routes(config, &http))
+    })
+    .workers(workers)
+    .max_connections(max_connections)
+    .client_request_timeout(HEAD_DEADLINE)
+    .shutdown_timeout(CONNECTIONS_DEADLINE_SECONDS)
+    .disable_signals()
+    .on_connect(|connection, _| {
+        if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
+            set_timeouts(stream);
+        }
+    })
+    .bind((http.host.as_str(), http.port))
+    .map_err(error)?;
+    let address = server.addrs().first().copied().ok_or_else(|| error(std::io::ErrorKind::AddrNotAvailable.into()))?;
+    let server = server.run();
+    let handle = server.handle();
+    Ok((address, handle, actix_rt::spawn(server)))
+}
+
+/// A peer that vanishes without a word is found by the kernel: a WebSocket actor cannot, while nobody reads what it writes.
+fn set_timeouts(stream: &actix_web::rt::net::TcpStream) {
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new().with_time(TCP_USER_TIMEOUT).with_interval(TCP_USER_TIMEOUT / 4);
+    let set = socket.set_tcp_keepalive(&keepalive).and_then(|()| socket.set_tcp_nodelay(true));
+    #[cfg(target_os = "linux")]
+    let set = set.and_then(|()| socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT)));
+    if let Err(error) = set {
+        log::warn!("a connection has no time-outs error={error}");
+    }
+}
+
+/// Ends the segments that an earlier run left open: their files know how long they are. One server to a database.
+async fn close_crashed(store: &Store, audio_dir: &Path) -> Result<(), DbError> {
+    for row in store.open_segments().await? {
+        let (id, recording) = (SegmentId::new(row.id.clone()), RecordingId::new(row.recording_id.clone()));
+        let path = below(audio_dir, &row.path);
+        let measured = tokio::task::spawn_blocking(move || path.map(|path| (repair(&path), modified(&path)))).await?;
+        let (format, sealed, ended_at) = match measured {
+            Some((Ok(repaired), modified)) => (repaired.format, repaired.sealed, modified),
+            Some((Err(error), _)) => {
+                log::error!("a segment of an earlier run cannot be read segment_id={id} path={:?} error={error}", row.path);
+                (declared_format(&row), Sealed { frames: 0, bytes: 0 }, Utc::now())
+            }
+            None => (declared_format(&row), Sealed { frames: 0, bytes: 0 }, Utc::now()),
+        };
+        log::warn!("closed a segment that an earlier run left open segment_id={id} frames={}", sealed.frames);
+        let closed = ClosedSegment { id, format, frames: sealed.frames, bytes: sealed.bytes, ended_at, reason: EndReason::Crashed, gaps: Vec::new() };
+        store.close_segment(closed).await?;
+        store.close_recording(recording).await?;
+    }
+    Ok(())
+}
+
+fn modified(path: &Path) -> DateTime<Utc> {
+    std::fs::metadata(path).and_then(|metadata| metadata.modified()).map_or_else(|_| Utc::now(), DateTime::from)
+}
+
+fn declared_format(row: &SegmentRow) -> PcmFormat {
+    PcmFormat { sample_rate: u32::try_from(row.sample_rate).unwrap_or(48_000), channels: u16::try_from(row.channels).unwrap_or(2) }
+}

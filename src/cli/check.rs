@@ -1,0 +1,125 @@
+//! `live-meeting check`
+
+use std::process::ExitCode;
+
+use super::{ConfigArg, environment, start_logging};
+use crate::app::{ADMIN_KEY_FILE, TICKET_KEY_FILE};
+use crate::config::{Config, DatabaseUrl, IngestAuth, Secret};
+use crate::db::Store;
+use crate::http::health::probe_directory;
+use crate::keys;
+use crate::livekit::rooms;
+
+/// Exits with 1 if anything is at fault.
+#[derive(Debug, clap::Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+/// How a part is.
+enum Finding {
+    Fine(String),
+    /// Works, but an operator may not want it so.
+    Note(String),
+    Fault(String),
+}
+
+pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
+    let env = environment()?;
+    start_logging(&env, "error");
+    let loaded = match Config::load(args.config.config.as_deref(), &env) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            show("configuration", &Finding::Fault(format!("{:#}", anyhow::Error::from(error))));
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let config = loaded.config;
+    let mut findings = vec![("configuration", Finding::Fine("every key and value is understood".to_owned()))];
+    findings.extend(loaded.notices.into_iter().map(|notice| ("configuration", Finding::Note(notice))));
+    findings.push(("database", database(&config.database.url).await));
+    for (name, directory) in
+        [("storage", &config.storage.dir), ("audio directory", &config.storage.audio_dir), ("pipeline logs", &config.storage.pipeline_log_dir)]
+    {
+        findings.push((
+            name,
+            match probe_directory(directory) {
+                Ok(()) => Finding::Fine(format!("{} can be written", directory.display())),
+                Err(error) => Finding::Fault(format!("{} cannot be written: {error}", directory.display())),
+            },
+        ));
+    }
+    findings.push(("admin key", key(config.secrets.admin_api_key.as_ref(), "ADMIN_API_KEY", &config, ADMIN_KEY_FILE)));
+    findings.push(("ticket key", key(config.secrets.ingest_ticket_secret.as_ref(), "INGEST_TICKET_SECRET", &config, TICKET_KEY_FILE)));
+    findings.push((
+        "ingest",
+        match config.ingest.auth {
+            IngestAuth::Ticket => Finding::Fine("open to tickets only".to_owned()),
+            IngestAuth::Open => Finding::Note("ingest.auth is \"open\": whoever reaches this server can record on it".to_owned()),
+        },
+    ));
+    findings.push(("LiveKit", livekit(&config).await));
+    findings.push((
+        "Hume",
+        match (&config.secrets.hume_api_key, &config.hume.url) {
+            (Some(_), Some(url)) if config.analysis.enabled => Finding::Fine(format!("audio is streamed to {url} (not tried)")),
+            (Some(_), _) => Finding::Note("not used: analysis.enabled is false".to_owned()),
+            (None, _) => Finding::Note("not used: HUME_API_KEY is missing".to_owned()),
+        },
+    ));
+    for (name, finding) in &findings {
+        show(name, finding);
+    }
+    let at_fault = findings.iter().filter(|(_, finding)| matches!(finding, Finding::Fault(_))).count();
+    if at_fault > 0 {
+        eprintln!("{at_fault} at fault");
+    }
+    Ok(if at_fault == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn show(name: &str, finding: &Finding) {
+    let (mark, text) = match finding {
+        Finding::Fine(text) => ("ok   ", text),
+        Finding::Note(text) => ("note ", text),
+        Finding::Fault(text) => ("FAULT", text),
+    };
+    println!("{mark}  {name:<16}{}", text.replace('\n', "\n                       "));
+}
+
+async fn database(url: &DatabaseUrl) -> Finding {
+    let name = url.redacted();
+    if let DatabaseUrl::Sqlite(path) = url
+        && !path.exists()
+    {
+        return Finding::Fine(format!("{name} does not exist yet; it is made at the first start"));
+    }
+    match Store::pending_migrations(url).await {
+        Ok(0) => Finding::Fine(format!("{name} is reached and up to date")),
+        Ok(pending) => Finding::Fine(format!("{name} is reached; {pending} migrations run at the next start")),
+        Err(error) => Finding::Fault(format!("{name}: {error}")),
+    }
+}
+
+fn key(set: Option<&Secret>, variable: &str, config: &Config, file: &str) -> Finding {
+    let path = config.storage.dir.join(file);
+    match (set, keys::load(&path)) {
+        (Some(_), _) => Finding::Fine(format!("{variable} is set")),
+        (None, Ok(Some(_))) => Finding::Fine(format!("kept in {}", path.display())),
+        (None, Ok(None)) => Finding::Fine(format!("made at the first start, in {}", path.display())),
+        (None, Err(error)) => Finding::Fault(error.to_string()),
+    }
+}
+
+async fn livekit(config: &Config) -> Finding {
+    let Some((key, secret)) = config.livekit.api_key.as_ref().zip(config.secrets.livekit_api_secret.as_ref()) else {
+        return Finding::Note("LIVEKIT_API_KEY and LIVEKIT_API_SECRET are not set: every webhook is refused".to_owned());
+    };
+    let Some(url) = &config.livekit.url else {
+        return Finding::Note("a key and a secret are set, but not tried: LIVEKIT_URL is not set".to_owned());
+    };
+    match rooms::count(url, key, secret.expose()).await {
+        Ok(rooms) => Finding::Fine(format!("{url} accepts the credentials; {rooms} rooms are open")),
+        Err(error) => Finding::Fault(format!("{url}: {error}")),
+    }
+}

@@ -1,0 +1,62 @@
+//! `live-meeting serve`
+
+use std::process::ExitCode;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::ConfigArg;
+use crate::app::{self, Server};
+
+#[derive(Debug, clap::Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let config = args.config.load()?;
+    let mut signals = Signals::listen()?;
+    let server = app::start(config).await?;
+    until_told(server, &mut signals).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Serves until a signal, and then stops; a second signal ends the process at once, which every recording survives.
+pub async fn until_told(server: Server, signals: &mut Signals) {
+    signals.wait().await;
+    log::info!("stopping: tracks are sealed; a second signal ends at once");
+    tokio::select! {
+        () = server.stop() => {}
+        () = signals.wait() => {
+            log::error!("ended at once by a second signal");
+            std::process::exit(1);
+        }
+    }
+}
+
+/// What an operator or a service manager ends the server with.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// Held so that a file over its limit is an error and not the process's end (`reliability.md` F11).
+    _file_size: Signal,
+}
+
+impl Signals {
+    pub fn listen() -> std::io::Result<Self> {
+        /// Linux's number on all of its common machines, and that of the BSDs.
+        const SIGXFSZ: i32 = 25;
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            _file_size: signal(SignalKind::from_raw(SIGXFSZ))?,
+        })
+    }
+
+    pub async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! `live-meeting ticket`
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use chrono::{SecondsFormat, Utc};
+
+use super::ConfigArg;
+use crate::app::TICKET_KEY_FILE;
+use crate::ids::{Identity, MeetingId, RoomName, TrackSid};
+use crate::keys;
+use crate::ticket::{TicketKind, TicketMint, TicketSubject, socket_url};
+
+/// The ticket opens one connection within ten minutes. It is signed with INGEST_TICKET_SECRET, else with the key that the server keeps in its
+/// storage directory: run this where the server runs.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_long_help = "The ticket opens one connection within ten minutes. It is signed with INGEST_TICKET_SECRET,\nelse with the key in the storage directory: run this where the server runs."
+)]
+pub struct TicketArgs {
+    /// LiveKit room name
+    #[arg(long)]
+    room: String,
+    /// Participant identity
+    #[arg(long)]
+    participant: Option<String>,
+    /// Track SID
+    #[arg(long)]
+    track: Option<String>,
+    /// Meeting that the recording is kept under [default: the room's active session]
+    #[arg(long)]
+    meeting: Option<String>,
+    /// Sample rate in Hz, for a sender that is not LiveKit
+    #[arg(long)]
+    sample_rate: Option<u32>,
+    /// Channels, 1 or 2, for a sender that is not LiveKit
+    #[arg(long)]
+    channels: Option<u16>,
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+pub fn run(args: &TicketArgs) -> anyhow::Result<ExitCode> {
+    let config = args.config.load()?;
+    let key = match config.secrets.ingest_ticket_secret.clone() {
+        Some(key) => key,
+        None => keys::load_or_make(&config.storage.dir, TICKET_KEY_FILE).context("cannot read the ticket key")?.key,
+    };
+    let subject = TicketSubject {
+        room_name: RoomName::new(&args.room),
+        participant: args.participant.as_ref().map(Identity::new),
+        track_id: args.track.as_ref().map(TrackSid::new),
+        meeting_id: args.meeting.as_ref().map(MeetingId::new),
+        sample_rate: args.sample_rate,
+        channels: args.channels,
+    };
+    let faults = subject.faults();
+    if !faults.is_empty() {
+        bail!(faults.join("; "));
+    }
+    let (text, ticket) = TicketMint::new(key).mint(TicketKind::Audio, subject, Utc::now());
+    let base = config.ingest.ws_base.unwrap_or_else(|| format!("ws://localhost:{}", config.http.port));
+    println!("{}", socket_url(&base, &ticket, &text));
+    eprintln!("opens one connection until {}", ticket.expires_at.to_rfc3339_opts(SecondsFormat::Secs, true));
+    Ok(ExitCode::SUCCESS)
+}

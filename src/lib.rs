@@ -1,0 +1,14 @@
+pub mod actors;
+pub mod analysis;
+pub mod app;
+pub mod audio;
+pub mod cli;
+pub mod config;
+pub mod db;
+pub mod http;
+pub mod ids;
+pub mod keys;
+pub mod livekit;
+pub mod recording;
+pub mod session;
+pub mod ticket;
