@@ -1,0 +1,22 @@
+//! The integration tests: the real server as a process, over real sockets.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::as_conversions,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that is wrong panics, which is what it is for"
+)]
+
+mod analysis;
+mod api;
+mod commands;
+mod configuration;
+mod health;
+mod ingest_errors;
+mod recording;
+mod session_lifecycle;
+mod shutdown;
+mod storage_engines;
+mod support;
+mod tidy;

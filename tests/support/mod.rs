@@ -1,0 +1,5 @@
+//! What the tests share.
+
+pub mod egress_peer;
+pub mod fake_hume;
+pub mod test_app;

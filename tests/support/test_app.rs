@@ -1,0 +1,348 @@
+//! The server under test: its own process, directory, database and port.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use live_meeting::livekit::webhook::sign;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+pub const API_KEY: &str = "test-key";
+pub const API_SECRET: &str = "a-livekit-secret-for-tests-0123456789";
+pub const ADMIN_KEY: &str = "an-admin-key-for-tests";
+
+/// How long a condition may take to come true before the test fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How the server is started. The environment of the test itself does not reach it.
+pub struct Builder {
+    env: BTreeMap<String, String>,
+    args: Vec<String>,
+    dir: Option<Arc<TempDir>>,
+}
+
+/// A running server. Dropping it kills it.
+pub struct TestApp {
+    pub addr: SocketAddr,
+    pub dir: Arc<TempDir>,
+    pub child: Child,
+    log: Arc<Mutex<String>>,
+    env: BTreeMap<String, String>,
+    args: Vec<String>,
+}
+
+/// What the server answered.
+#[derive(Debug, Clone)]
+pub struct Response {
+    pub status: u16,
+    pub headers: BTreeMap<String, String>,
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", String::from_utf8_lossy(&self.body)))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(&name.to_ascii_lowercase()).map(String::as_str)
+    }
+
+    /// Asserts that this is a problem document with such a status and code.
+    #[track_caller]
+    pub fn assert_problem(&self, status: u16, code: &str) {
+        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
+        assert_eq!(self.header("content-type"), Some("application/problem+json"));
+        let document = self.json();
+        assert_eq!((document["status"].as_u64(), document["code"].as_str()), (Some(status.into()), Some(code)), "{document}");
+        assert!(document["title"].is_string() && document["detail"].is_string(), "{document}");
+    }
+}
+
+impl Builder {
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.insert(name.to_owned(), value.into());
+        self
+    }
+
+    pub fn without(mut self, name: &str) -> Self {
+        self.env.remove(name);
+        self
+    }
+
+    /// No ticket is asked for.
+    pub fn open(self) -> Self {
+        self.env("LIVE_MEETING__INGEST__AUTH", "open")
+    }
+
+    /// Uses the directory of an earlier server.
+    pub fn dir(mut self, dir: &Arc<TempDir>) -> Self {
+        self.dir = Some(Arc::clone(dir));
+        self
+    }
+
+    pub async fn start(self) -> TestApp {
+        let dir = self.dir.unwrap_or_else(|| Arc::new(TempDir::new().expect("a directory")));
+        start(dir, self.env, self.args).await
+    }
+}
+
+/// The command, in a directory, with exactly this environment.
+pub fn command(dir: &Path, env: &BTreeMap<String, String>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_live-meeting"));
+    command.current_dir(dir).env_clear().envs(env).stdin(Stdio::null()).kill_on_drop(true);
+    for inherited in ["PATH", "LLVM_PROFILE_FILE"] {
+        if let Ok(value) = std::env::var(inherited) {
+            command.env(inherited, value);
+        }
+    }
+    command
+}
+
+async fn start(dir: Arc<TempDir>, env: BTreeMap<String, String>, args: Vec<String>) -> TestApp {
+    let mut child = command(dir.path(), &env).args(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the server starts");
+    let log = Arc::new(Mutex::new(String::new()));
+    let (listening, mut address) = watch::channel(None);
+    tokio::spawn(keep_log(child.stderr.take().expect("stderr is piped"), Arc::clone(&log), listening));
+    let found = tokio::time::timeout(PATIENCE, address.wait_for(Option::is_some)).await;
+    let addr = match found {
+        Ok(Ok(addr)) => addr.expect("just waited for"),
+        _ => panic!("the server does not listen:\n{}", log.lock().unwrap()),
+    };
+    TestApp { addr, dir, child, log, env, args }
+}
+
+async fn keep_log(stderr: impl AsyncRead + Unpin, log: Arc<Mutex<String>>, listening: watch::Sender<Option<SocketAddr>>) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if let Some((_, address)) = line.split_once("listening address=") {
+            listening.send_replace(Some(address.trim().parse().expect("an address")));
+        }
+        let mut log = log.lock().unwrap();
+        log.push_str(&line);
+        log.push('\n');
+    }
+}
+
+impl TestApp {
+    pub fn builder() -> Builder {
+        let env = [
+            ("HOST", "127.0.0.1"),
+            ("PORT", "0"),
+            ("LIVEKIT_API_KEY", API_KEY),
+            ("LIVEKIT_API_SECRET", API_SECRET),
+            ("ADMIN_API_KEY", ADMIN_KEY),
+            ("LIVE_MEETING__HTTP__WORKERS", "2"),
+            ("RUST_BACKTRACE", "0"),
+        ];
+        Builder { env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(), args: vec!["serve".to_owned()], dir: None }
+    }
+
+    /// Everything the server has logged.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub fn audio_dir(&self) -> PathBuf {
+        self.dir.path().join("storage/egress/audio")
+    }
+
+    /// Every finished or growing recording, sorted by path.
+    pub fn wav_files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = walk(&self.audio_dir()).into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "wav")).collect();
+        files.sort();
+        files
+    }
+
+    /// The only recording.
+    #[track_caller]
+    pub fn wav_file(&self) -> PathBuf {
+        let files = self.wav_files();
+        assert_eq!(files.len(), 1, "{files:?}");
+        files[0].clone()
+    }
+
+    pub fn pipeline_log(&self, meeting: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(format!("storage/pipeline-logs/{meeting}.log"))).unwrap_or_default()
+    }
+
+    /// Waits until `probe` finds something; fails after 20 s, naming `what`.
+    pub async fn eventually<T, F: Future<Output = Option<T>>>(&self, what: &str, mut probe: impl FnMut() -> F) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = probe().await {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "{what} did not come true; the log:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the log has a line that contains `text`.
+    pub async fn logged(&self, text: &str) {
+        self.eventually(&format!("a log line with {text:?}"), async || self.log().contains(text).then_some(())).await;
+    }
+
+    /// One request on a connection of its own.
+    pub async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+        request(self.addr, method, path, headers, body).await
+    }
+
+    /// With the admin key.
+    pub async fn get(&self, path: &str) -> Response {
+        self.request("GET", path, &[("Authorization", &format!("Bearer {ADMIN_KEY}"))], b"").await
+    }
+
+    /// The JSON of a path that must answer 200.
+    #[track_caller]
+    pub fn get_json<'a>(&'a self, path: &'a str) -> impl Future<Output = Value> + 'a {
+        async move {
+            let response = self.get(path).await;
+            assert_eq!(response.status, 200, "{path}: {}", String::from_utf8_lossy(&response.body));
+            response.json()
+        }
+    }
+
+    /// The items of a list.
+    pub async fn items(&self, path: &str) -> Vec<Value> {
+        self.get_json(path).await["items"].as_array().expect("items").clone()
+    }
+
+    /// Posts JSON with the admin key.
+    pub async fn post(&self, path: &str, body: Value) -> Response {
+        let headers = [("Authorization", &*format!("Bearer {ADMIN_KEY}")), ("Content-Type", "application/json")];
+        self.request("POST", path, &headers, body.to_string().as_bytes()).await
+    }
+
+    /// A ticket for these members of `POST /api/v1/tickets`.
+    pub async fn ticket(&self, subject: Value) -> String {
+        let response = self.post("/api/v1/tickets", subject).await;
+        assert_eq!(response.status, 201, "{}", String::from_utf8_lossy(&response.body));
+        response.json()["ticket"].as_str().expect("a ticket").to_owned()
+    }
+
+    /// Delivers an event as LiveKit does. `event` needs at least `event`; `id` and `createdAt` are added where they are missing.
+    pub async fn webhook(&self, event: Value) -> Response {
+        let body = complete(event).to_string();
+        self.signed_webhook(body.as_bytes()).await
+    }
+
+    pub async fn signed_webhook(&self, body: &[u8]) -> Response {
+        let token = sign(API_KEY, API_SECRET, body).expect("signed");
+        let headers = [("Authorization", token.as_str()), ("Content-Type", "application/webhook+json"), ("User-Agent", "LiveKit")];
+        self.request("POST", "/livekit/webhook", &headers, body).await
+    }
+
+    /// `kill -9`; the directory stays for the next server.
+    pub async fn kill(mut self) -> Stopped {
+        self.child.kill().await.expect("killed");
+        self.stopped().await
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = self.child.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)).expect("the server runs");
+        rustix::process::kill_process(pid, signal).expect("signalled");
+    }
+
+    /// SIGTERM, and the wait for the end.
+    pub async fn terminate(mut self) -> (ExitStatus, Duration, Stopped) {
+        let start = Instant::now();
+        self.signal(rustix::process::Signal::TERM);
+        let status = tokio::time::timeout(Duration::from_secs(40), self.child.wait()).await;
+        let status = status.unwrap_or_else(|_| panic!("the server does not end:\n{}", self.log())).expect("waited for");
+        (status, start.elapsed(), self.stopped().await)
+    }
+
+    async fn stopped(self) -> Stopped {
+        Stopped { dir: Arc::clone(&self.dir), log: self.log(), env: self.env.clone(), args: self.args.clone() }
+    }
+}
+
+/// A server that has ended, and can be started again as it was.
+pub struct Stopped {
+    pub dir: Arc<TempDir>,
+    pub log: String,
+    env: BTreeMap<String, String>,
+    args: Vec<String>,
+}
+
+impl Stopped {
+    pub async fn restart(&self) -> TestApp {
+        start(Arc::clone(&self.dir), self.env.clone(), self.args.clone()).await
+    }
+}
+
+/// An event with what LiveKit always says.
+pub fn complete(mut event: Value) -> Value {
+    let members = event.as_object_mut().expect("an object");
+    members.entry("id").or_insert_with(|| json!(format!("EV_{}", uuid::Uuid::new_v4().simple())));
+    members.entry("createdAt").or_insert_with(|| json!(chrono::Utc::now().timestamp().to_string()));
+    event
+}
+
+/// One HTTP/1.1 request on a connection of its own, which it asks to close.
+pub async fn request(addr: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+    let mut stream = TcpStream::connect(addr).await.expect("connected");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if !body.is_empty() || method == "POST" {
+        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    head.push_str("\r\n");
+    // A server that refuses early may close before all is sent: its answer counts.
+    if stream.write_all(head.as_bytes()).await.is_ok() {
+        stream.write_all(body).await.ok();
+    }
+    let mut raw = Vec::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut raw)).await.expect("an answer in time").ok();
+    parse_response(&raw, method == "HEAD")
+}
+
+/// Reads a whole response, chunked or not.
+pub fn parse_response(raw: &[u8], is_head: bool) -> Response {
+    let split = raw.windows(4).position(|window| window == b"\r\n\r\n").unwrap_or_else(|| panic!("no head: {:?}", String::from_utf8_lossy(raw)));
+    let head = String::from_utf8_lossy(&raw[..split]).into_owned();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok()).expect("a status");
+    let headers: BTreeMap<String, String> =
+        lines.filter_map(|line| line.split_once(':')).map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
+    let rest = &raw[split + 4..];
+    let chunked = headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") && !is_head;
+    let body = if chunked { dechunk(rest) } else { rest.to_vec() };
+    Response { status, headers, body }
+}
+
+fn dechunk(mut rest: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Some(end) = rest.windows(2).position(|window| window == b"\r\n") {
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).expect("a size"), 16).expect("a size");
+        if size == 0 {
+            break;
+        }
+        body.extend_from_slice(&rest[end + 2..end + 2 + size]);
+        rest = &rest[end + 2 + size + 2..];
+    }
+    body
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().flat_map(|entry| if entry.path().is_dir() { walk(&entry.path()) } else { vec![entry.path()] }).collect()
+}
+
+/// The PCM of a WAV file as hound reads it, and its format.
+pub fn read_wav(path: &Path) -> (hound::WavSpec, Vec<u8>) {
+    let reader = hound::WavReader::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let spec = reader.spec();
+    (spec, reader.into_samples::<i16>().flat_map(|sample| sample.expect("a sample").to_le_bytes()).collect())
+}
