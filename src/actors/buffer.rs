@@ -5,6 +5,9 @@
 //! Full: its mailbox is fed by one actor of the same thread; audio beyond the spool is dropped, counted, and keeps its length as a hole.
 //! Dies: the track fails, for it holds the only copy.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -18,7 +18,7 @@ use awc::error::WsClientError;
 use awc::http::StatusCode;
 use chrono::Utc;
 use futures_util::{SinkExt, StreamExt};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::child::{backoff, jitter};
 use super::stats::TrackStats;
@@ -72,6 +72,8 @@ pub struct HumeClientParams {
     pub rows: RowLog,
     pub log: TrackLog,
     pub stats: Arc<TrackStats>,
+    /// Closed when the track is gone: a conversation keeps its actor alive, so it must be told.
+    pub lifeline: watch::Receiver<()>,
 }
 
 pub struct HumeClientActor {
@@ -101,6 +103,9 @@ impl Actor for HumeClientActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
         ctx.spawn(converse(Rc::clone(&self.shared)).into_actor(self));
+        let mut lifeline = self.shared.params.lifeline.clone();
+        let cut = async move { while lifeline.changed().await.is_ok() {} };
+        ctx.spawn(cut.into_actor(self).map(|(), _, ctx| ctx.stop()));
     }
 }
 

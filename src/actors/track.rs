@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinHandle};
 
 use self::phase::{Effect, Phase, TrackEvent};
@@ -159,6 +159,8 @@ pub struct TrackActor {
     /// Byte positions from a mute text to the next unmute text.
     mute_spans: Vec<(u64, Option<u64>)>,
     spent: Option<oneshot::Receiver<()>>,
+    /// Dropped with the track, whatever it dies of.
+    lifeline: watch::Sender<()>,
 }
 
 /// Listed in the order of the audio's way.
@@ -195,6 +197,7 @@ impl TrackActor {
             finishing: Vec::new(),
             mute_spans: Vec::new(),
             spent: Some(spent),
+            lifeline: watch::Sender::new(()),
             params,
         };
         let running = actix_rt::spawn(context.into_future(track));
@@ -238,12 +241,14 @@ impl TrackActor {
             Service::Nobody(_) => None,
             Service::Streaming(service) => {
                 let (service, rows, log, stats) = (service.clone(), self.rows.clone(), log.clone(), Arc::clone(&self.params.stats));
+                let lifeline = self.lifeline.subscribe();
                 Some(Child::start(ANALYSIS_RESTARTS, move || {
                     HumeClientActor::new(HumeClientParams {
                         service: service.clone(),
                         rows: rows.clone(),
                         log: log.clone(),
                         stats: Arc::clone(&stats),
+                        lifeline: lifeline.clone(),
                     })
                 }))
             }

@@ -38,10 +38,8 @@ pub enum RecordingError {
 
 impl RecordingError {
     fn of(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace(error),
-            _ => Self::Io(error),
-        }
+        let no_space = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        if no_space { Self::NoSpace(error) } else { Self::Io(error) }
     }
 }
 

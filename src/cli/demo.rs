@@ -210,16 +210,16 @@ impl<'a> Meeting<'a> {
     async fn report(&self, audio_dir: &Path, log_dir: &Path) -> anyhow::Result<()> {
         let session = self.get(&format!("/sessions/{}", self.sid)).await?;
         let recordings = self.get(&format!("/recordings?meetingId={}", self.sid)).await?;
-        let recordings = recordings["items"].as_array().context("the API lists no recordings")?;
+        let recordings = recordings.get("items").and_then(Value::as_array).context("the API lists no recordings")?;
         ensure!(recordings.len() == SPEAKERS.len(), "{} recordings were made, not {}", recordings.len(), SPEAKERS.len());
         let mut table = Table::new();
         table.load_style(presets::UTF8_HORIZONTAL_ONLY);
         table.set_header(["speaker", "file", "duration", "groups", "peak level"]);
         for recording in recordings.iter().rev() {
-            let participant = recording["participant"].as_str().unwrap_or_default();
-            let segment = &recording["segments"][0];
-            let path = audio_dir.join(segment["path"].as_str().context("a segment has no path")?);
-            let seconds = segment["seconds"].as_f64().context("a segment has no length")?;
+            let text = |pointer| recording.pointer(pointer).and_then(Value::as_str);
+            let participant = text("/participant").unwrap_or_default();
+            let path = audio_dir.join(text("/segments/0/path").context("a recording has no file")?);
+            let seconds = recording.pointer("/segments/0/seconds").and_then(Value::as_f64).context("a segment has no length")?;
             let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
             table.add_row([
                 Cell::new(participant),
@@ -229,7 +229,7 @@ impl<'a> Meeting<'a> {
                 right(peak_dbfs(file_peak(&path)?).map_or("silent".to_owned(), |peak| format!("{peak:.1} dBFS"))),
             ]);
         }
-        println!("\nSession {} is {}. Recorded:\n{table}", self.sid, session["status"].as_str().unwrap_or("unknown"));
+        println!("\nSession {} is {}. Recorded:\n{table}", self.sid, session.get("status").and_then(Value::as_str).unwrap_or("unknown"));
         Ok(())
     }
 

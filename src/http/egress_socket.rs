@@ -102,8 +102,11 @@ pub async fn egress_audio(request: HttpRequest, payload: web::Payload, doors: we
     Ok(response.streaming(stream))
 }
 
-/// The ticket's word over the query's, and its id with the time it is worth nothing after.
-fn authenticate(query: IngestQuery, doors: &Doors) -> Result<(IngestQuery, Option<(TicketId, DateTime<Utc>)>), ApiError> {
+/// A ticket's id, and the time after which it is worth nothing anyway.
+type Spendable = (TicketId, DateTime<Utc>);
+
+/// The ticket's word over the query's.
+fn authenticate(query: IngestQuery, doors: &Doors) -> Result<(IngestQuery, Option<Spendable>), ApiError> {
     match (&query.ticket, doors.tracks.ingest.auth) {
         (None, IngestAuth::Open) => Ok((query, None)),
         (None, IngestAuth::Ticket) => Err(ApiError::unauthorized()),

@@ -1,1 +1,275 @@
+//! Supervision: what dies, what goes on, and what is kept.
 
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::actors::session_registry::SessionRegistry;
+use crate::actors::wav_writer::Panic;
+use crate::analysis::gate::CredentialGate;
+use crate::analysis::hume_legacy::HumeLegacy;
+use crate::config::{Config, DatabaseUrl, Secret};
+use crate::db::rows::{Page, RecordingRow, SegmentRow};
+use crate::ids::{MeetingId, RoomName, TrackSid};
+
+/// Makes a child, or the track itself, panic.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct PanicIn(Victim);
+
+#[derive(Clone, Copy)]
+enum Victim {
+    Child(ChildKind),
+    Track,
+}
+
+impl Handler<PanicIn> for TrackActor {
+    type Result = ();
+
+    fn handle(&mut self, PanicIn(victim): PanicIn, _: &mut Context<Self>) {
+        let children = self.children.as_ref().expect("children");
+        match victim {
+            Victim::Track => panic!("as asked"),
+            Victim::Child(ChildKind::Buffer) => children.buffer.addr().do_send(Panic),
+            Victim::Child(ChildKind::Writer) => children.writer.addr().do_send(Panic),
+            Victim::Child(ChildKind::Analysis) => {
+                if let Some(analysis) = &children.analysis {
+                    analysis.addr().do_send(Panic);
+                }
+            }
+        }
+    }
+}
+
+/// Hears which tracks have ended.
+struct Probe(mpsc::UnboundedSender<ConnectionId>);
+
+impl Actor for Probe {
+    type Context = Context<Self>;
+}
+
+impl Handler<TrackEnded> for Probe {
+    type Result = ();
+
+    fn handle(&mut self, msg: TrackEnded, _: &mut Context<Self>) {
+        self.0.send(msg.connection).expect("the test listens");
+    }
+}
+
+/// A store, directories, and what tracks share.
+struct Stage {
+    dir: TempDir,
+    resources: Arc<TrackResources>,
+    registry: Addr<SessionRegistry>,
+    probe: Addr<Probe>,
+    ended: mpsc::UnboundedReceiver<ConnectionId>,
+}
+
+/// One track, and all that was sent to it.
+struct Track {
+    addr: Addr<TrackActor>,
+    stats: Arc<TrackStats>,
+    sent: Vec<u8>,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let dir = TempDir::new().expect("a directory");
+        let config = Config::default();
+        let store = Store::open(&DatabaseUrl::Sqlite(dir.path().join("test.db")), 1).await.expect("a store");
+        let service = AnalysisService {
+            wire: Arc::new(HumeLegacy),
+            // Nobody is there: the actor lives, waits and tries again.
+            url: "ws://127.0.0.1:9/".to_owned(),
+            key: Secret::new("key"),
+            tls: crate::analysis::tls::client_config(None).expect("TLS"),
+            gate: Arc::new(CredentialGate::new(Duration::from_secs(1))),
+            queue: Duration::from_secs(30),
+        };
+        let resources = TrackResources {
+            audio_dir: dir.path().join("audio"),
+            ingest: config.ingest,
+            recording: config.recording,
+            analysis: config.analysis,
+            pipeline_log: PipelineLog::start(dir.path()).expect("a thread"),
+            lag: Arc::default(),
+            budget: Arc::new(SpoolBudget::new(1 << 26)),
+            service: Service::Streaming(service),
+            store: store.clone(),
+        };
+        let (told, ended) = mpsc::unbounded_channel();
+        let registry = SessionRegistry::new(store, Duration::from_secs(5)).start();
+        Self { dir, resources: Arc::new(resources), registry, probe: Probe(told).start(), ended }
+    }
+
+    async fn track(&self, sid: &str) -> Track {
+        let identity = TrackIdentity {
+            meeting: MeetingId::new("RM"),
+            room: RoomName::new("room"),
+            participant: None,
+            track: Some(TrackSid::new(sid)),
+        };
+        let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT));
+        let reserve = crate::actors::session_registry::ReserveTrack { identity: identity.clone(), ticket: None, stats: Arc::clone(&stats) };
+        let connection = self.registry.send(reserve).await.expect("alive").expect("let in");
+        let addr = TrackActor::launch(TrackParams {
+            connection,
+            identity,
+            ticket: None,
+            format: PcmFormat::LIVEKIT,
+            from_livekit: true,
+            group_seconds: 2.0,
+            stats: Arc::clone(&stats),
+            resources: Arc::clone(&self.resources),
+            registry: self.probe.clone().recipient(),
+        });
+        Track { addr, stats, sent: Vec::new() }
+    }
+
+    /// The recording of a track with its segments, once `ready` likes it.
+    async fn rows(&self, sid: &str, ready: impl Fn(&[SegmentRow]) -> bool) -> (RecordingRow, Vec<SegmentRow>) {
+        let store = &self.resources.store;
+        let find = async {
+            loop {
+                let page = Page { limit: 100, after: None };
+                let recordings = store.recordings(None, page).await.expect("rows");
+                if let Some(recording) = recordings.into_iter().find(|row| row.track_sid.as_deref() == Some(sid)) {
+                    let segments = store.segments_of(vec![recording.id.clone()]).await.expect("rows");
+                    if !segments.is_empty() && ready(&segments) {
+                        return (recording, segments);
+                    }
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), find).await.expect("the rows are as expected in the end")
+    }
+
+    /// The PCM of segments, joined.
+    fn audio(&self, segments: &[SegmentRow]) -> Vec<u8> {
+        let path = |segment: &SegmentRow| -> PathBuf { self.dir.path().join("audio").join(&segment.path) };
+        let pcm = |segment| hound::WavReader::open(path(segment)).expect("a WAV file").into_samples::<i16>().flat_map(|s| s.expect("a sample").to_le_bytes());
+        segments.iter().flat_map(pcm).collect()
+    }
+}
+
+impl Track {
+    async fn send(&mut self, bytes: usize) {
+        let start = self.sent.len();
+        let audio: Vec<u8> = (start..start + bytes).map(|n| (n % 249) as u8 + 1).collect();
+        self.sent.extend(&audio);
+        let message = AudioArrived { audio: audio.into(), arrived: Instant::now(), arrived_at: Utc::now() };
+        self.addr.send(message).await.expect("the track lives");
+    }
+
+    async fn until_written(&self) {
+        self.until("all is written", |stats| stats.recorded_bytes.load(Relaxed) == self.sent.len() as u64).await;
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn(&TrackStats) -> bool) {
+        let wait = async {
+            while !condition(&self.stats) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("{what}: {:?}", self.stats));
+    }
+
+    async fn kill(&self, kind: ChildKind) {
+        self.addr.send(PanicIn(Victim::Child(kind))).await.expect("the track lives");
+    }
+
+    async fn finish(&self) {
+        self.addr.send(FinishTrack { reason: EndReason::Closed }).await.expect("the track lives");
+    }
+}
+
+fn reasons(segments: &[SegmentRow]) -> Vec<&str> {
+    segments.iter().map(|segment| segment.end_reason.as_deref().unwrap_or("open")).collect()
+}
+
+#[actix_rt::test]
+async fn a_dead_writer_is_replaced_and_no_sample_is_lost() {
+    let stage = Stage::set().await;
+    let mut track = stage.track("TR_1").await;
+    track.send(40_000).await;
+    track.until_written().await;
+    track.kill(ChildKind::Writer).await;
+    track.send(40_000).await;
+    track.until("it is restarted", |stats| stats.writer_restarts.load(Relaxed) == 1).await;
+    track.send(20_000).await;
+    track.finish().await;
+    let (recording, segments) = stage.rows("TR_1", |segments| segments.len() == 2 && segments.iter().all(|s| s.end_reason.is_some())).await;
+    assert_eq!(reasons(&segments), ["failed", "closed"]);
+    assert_eq!(stage.audio(&segments), track.sent);
+    assert_eq!(segments.iter().map(|segment| segment.bytes).collect::<Vec<_>>(), [40_000, 60_000]);
+    assert!(recording.ended_at.is_some());
+}
+
+#[actix_rt::test]
+async fn a_track_whose_writers_keep_dying_is_given_up_and_no_other_is_touched() {
+    let mut stage = Stage::set().await;
+    let (mut bad, mut good) = (stage.track("TR_BAD").await, stage.track("TR_GOOD").await);
+    for restarts in 1..=5 {
+        bad.send(4_000).await;
+        good.send(4_000).await;
+        bad.until_written().await;
+        bad.kill(ChildKind::Writer).await;
+        bad.until("it is restarted", |stats| stats.writer_restarts.load(Relaxed) == restarts).await;
+    }
+    bad.send(4_000).await;
+    bad.until_written().await;
+    bad.kill(ChildKind::Writer).await;
+    let ended = tokio::time::timeout(Duration::from_secs(20), stage.ended.recv()).await.expect("it ends");
+    assert_eq!(ended.expect("told").to_string(), "1", "the first connection is the bad one");
+    let (_, segments) = stage.rows("TR_BAD", |segments| segments.len() == 6 && segments.iter().all(|s| s.end_reason.is_some())).await;
+    assert_eq!(stage.audio(&segments), bad.sent, "everything until its end is kept");
+    good.send(4_000).await;
+    good.finish().await;
+    let (_, segments) = stage.rows("TR_GOOD", |segments| segments.iter().all(|s| s.end_reason.is_some())).await;
+    assert_eq!((reasons(&segments), stage.audio(&segments)), (vec!["closed"], good.sent.clone()));
+}
+
+#[actix_rt::test]
+async fn a_dying_analysis_is_restarted_and_then_given_up_and_the_recording_never_notices() {
+    let stage = Stage::set().await;
+    let mut track = stage.track("TR_1").await;
+    for restarts in 1..=5 {
+        track.send(19_200).await;
+        track.kill(ChildKind::Analysis).await;
+        track.until("it is restarted", |stats| stats.analysis_restarts.load(Relaxed) == restarts).await;
+    }
+    track.kill(ChildKind::Analysis).await;
+    track.send(19_200).await;
+    track.finish().await;
+    let (_, segments) = stage.rows("TR_1", |segments| segments.iter().all(|s| s.end_reason.is_some())).await;
+    assert_eq!((reasons(&segments), stage.audio(&segments)), (vec!["closed"], track.sent.clone()));
+    assert_eq!(track.stats.analysis_restarts.load(Relaxed), 5);
+}
+
+#[actix_rt::test]
+async fn a_dead_buffer_fails_its_track_and_what_was_written_is_sealed() {
+    let mut stage = Stage::set().await;
+    let mut track = stage.track("TR_1").await;
+    track.send(40_000).await;
+    track.until_written().await;
+    track.kill(ChildKind::Buffer).await;
+    tokio::time::timeout(Duration::from_secs(20), stage.ended.recv()).await.expect("it ends");
+    let (_, segments) = stage.rows("TR_1", |segments| segments.iter().all(|s| s.end_reason.is_some())).await;
+    assert_eq!((reasons(&segments), stage.audio(&segments)), (vec!["failed"], track.sent.clone()));
+}
+
+#[actix_rt::test]
+async fn a_dead_track_is_told_to_the_registry_and_its_row_is_closed_by_the_file() {
+    let mut stage = Stage::set().await;
+    let mut track = stage.track("TR_1").await;
+    track.send(40_000).await;
+    track.until_written().await;
+    track.addr.send(PanicIn(Victim::Track)).await.expect_err("it dies of it");
+    tokio::time::timeout(Duration::from_secs(20), stage.ended.recv()).await.expect("told");
+    let (_, segments) = stage.rows("TR_1", |segments| segments.iter().all(|s| s.end_reason.is_some())).await;
+    assert_eq!((reasons(&segments), stage.audio(&segments)), (vec!["failed"], track.sent.clone()));
+    assert_eq!(segments[0].frames, 10_000);
+}

@@ -1,0 +1,206 @@
+//! The recording edge: one append in flight, nothing lost by failures, and a bounded spool behind a slow disk.
+
+use std::sync::Mutex;
+
+use super::*;
+use crate::audio::window::GroupLimits;
+use crate::recording::pipeline_log::PipelineLog;
+
+/// What the probe writer is asked, and how it may answer.
+type Asked = tokio::sync::mpsc::UnboundedReceiver<(Vec<Piece>, oneshot::Sender<Result<Appended, RecordingError>>)>;
+
+/// A writer that answers when the test says so.
+struct ProbeWriter(tokio::sync::mpsc::UnboundedSender<(Vec<Piece>, oneshot::Sender<Result<Appended, RecordingError>>)>);
+
+impl Actor for ProbeWriter {
+    type Context = Context<Self>;
+}
+
+impl Handler<AppendAudio> for ProbeWriter {
+    type Result = ResponseFuture<Result<Appended, RecordingError>>;
+
+    fn handle(&mut self, msg: AppendAudio, _: &mut Context<Self>) -> Self::Result {
+        let (answer, answered) = oneshot::channel();
+        self.0.send((msg.pieces.to_vec(), answer)).expect("the test listens");
+        Box::pin(async move { answered.await.expect("the test answers") })
+    }
+}
+
+/// Counts what its supervisor would hear.
+struct ProbeTrack(Arc<Mutex<Vec<String>>>);
+
+impl Actor for ProbeTrack {
+    type Context = Context<Self>;
+}
+
+impl Handler<WriterFailed> for ProbeTrack {
+    type Result = ();
+
+    fn handle(&mut self, msg: WriterFailed, _: &mut Context<Self>) {
+        self.0.lock().expect("unpoisoned").push(format!("failed {} {}", msg.generation, msg.error));
+    }
+}
+
+impl Handler<SegmentFull> for ProbeTrack {
+    type Result = ();
+
+    fn handle(&mut self, msg: SegmentFull, _: &mut Context<Self>) {
+        self.0.lock().expect("unpoisoned").push(format!("full {}", msg.generation));
+    }
+}
+
+struct Bench {
+    buffer: Addr<BufferActor>,
+    asked: Asked,
+    writer: Addr<ProbeWriter>,
+    heard: Arc<Mutex<Vec<String>>>,
+    stats: Arc<TrackStats>,
+    budget: Arc<SpoolBudget>,
+    _dir: tempfile::TempDir,
+}
+
+fn bench(spool_bytes: u64, limit_bytes: u64) -> Bench {
+    let dir = tempfile::tempdir().expect("a directory");
+    let log = PipelineLog::start(dir.path()).expect("a thread").of_track("RM", None, None);
+    let (ask, asked) = tokio::sync::mpsc::unbounded_channel();
+    let writer = ProbeWriter(ask).start();
+    let heard = Arc::default();
+    let track = ProbeTrack(Arc::clone(&heard)).start();
+    let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT));
+    let budget = Arc::new(SpoolBudget::new(1 << 20));
+    let buffer = BufferActor::new(BufferParams {
+        format: PcmFormat::LIVEKIT,
+        grouper: Grouper::new(PcmFormat::LIVEKIT, GroupLimits { seconds: 2.0, bytes: 1 << 20 }, false, false),
+        normalize: false,
+        taker: Taker::Nobody("a test"),
+        log,
+        mute: MuteMode::Keep,
+        spool_bytes,
+        budget: Arc::clone(&budget),
+        stats: Arc::clone(&stats),
+        writer: UseWriter { writer: writer.clone().recipient(), generation: 0, limit_bytes },
+        writer_failed: track.clone().recipient(),
+        segment_full: track.recipient(),
+    })
+    .start();
+    Bench { buffer, asked, writer, heard, stats, budget, _dir: dir }
+}
+
+impl Bench {
+    async fn push(&self, byte: u8, bytes: usize) {
+        let audio = Bytes::from(vec![byte; bytes]);
+        self.buffer.send(PushAudio { audio, arrived: Instant::now(), arrived_at: Utc::now() }).await.expect("alive");
+    }
+
+    async fn next(&mut self) -> (Vec<Piece>, oneshot::Sender<Result<Appended, RecordingError>>) {
+        tokio::time::timeout(Duration::from_secs(20), self.asked.recv()).await.expect("an append in time").expect("a writer")
+    }
+
+    fn heard(&self) -> Vec<String> {
+        self.heard.lock().expect("unpoisoned").clone()
+    }
+}
+
+fn audio(byte: u8, bytes: usize) -> Piece {
+    Piece::Audio(Bytes::from(vec![byte; bytes]))
+}
+
+fn appended(segment_bytes: u64) -> Result<Appended, RecordingError> {
+    Ok(Appended { segment_bytes })
+}
+
+#[actix_rt::test]
+async fn one_append_is_in_flight_and_the_next_takes_all_that_waits() {
+    let mut bench = bench(1 << 20, 1 << 30);
+    for byte in 1..=3 {
+        bench.push(byte, 400).await;
+    }
+    let (pieces, answer) = bench.next().await;
+    assert_eq!(pieces, [audio(1, 400)]);
+    assert!(bench.asked.try_recv().is_err(), "nothing else before the answer");
+    answer.send(appended(400)).expect("awaited");
+    let (pieces, answer) = bench.next().await;
+    assert_eq!(pieces, [audio(2, 400), audio(3, 400)]);
+    answer.send(appended(1_200)).expect("awaited");
+    bench.buffer.send(FinishBuffer).await.expect("drained");
+    assert_eq!(bench.stats.recorded_bytes.load(Relaxed), 1_200);
+    assert_eq!(bench.budget.used_bytes.load(Relaxed), 0);
+}
+
+#[actix_rt::test]
+async fn what_the_spool_cannot_hold_becomes_a_hole_of_its_length_and_is_counted() {
+    let mut bench = bench(1_000, 1 << 30);
+    for byte in 1..=4 {
+        bench.push(byte, 400).await;
+    }
+    let (pieces, answer) = bench.next().await;
+    assert_eq!(pieces, [audio(1, 400)]);
+    answer.send(appended(400)).expect("awaited");
+    let (pieces, answer) = bench.next().await;
+    assert_eq!(pieces, [audio(2, 400), Piece::Lost(400), Piece::Lost(400)]);
+    answer.send(appended(1_600)).expect("awaited");
+    bench.push(5, 400).await;
+    let (pieces, _answer) = bench.next().await;
+    assert_eq!(pieces, [audio(5, 400)], "there is room again");
+    assert_eq!(bench.stats.lost_bytes.load(Relaxed), 800);
+}
+
+#[actix_rt::test]
+async fn the_budget_of_all_tracks_bounds_one_too() {
+    let mut bench = bench(1 << 24, 1 << 30);
+    bench.push(1, 1 << 19).await;
+    bench.push(2, 1 << 19).await;
+    bench.push(3, 4).await;
+    let (_, answer) = bench.next().await;
+    answer.send(appended(1 << 19)).expect("awaited");
+    let (pieces, _answer) = bench.next().await;
+    assert_eq!(pieces, [audio(2, 1 << 19), Piece::Lost(4)]);
+}
+
+#[actix_rt::test]
+async fn a_failed_append_goes_to_the_next_writer_as_it_was() {
+    let mut bench = bench(1 << 20, 1 << 30);
+    bench.push(1, 400).await;
+    let (_, answer) = bench.next().await;
+    answer.send(Err(RecordingError::Io(std::io::Error::other("broken")))).expect("awaited");
+    bench.push(2, 400).await;
+    let next = UseWriter { writer: bench.writer.clone().recipient(), generation: 1, limit_bytes: 1 << 30 };
+    bench.buffer.send(next).await.expect("alive");
+    let (pieces, answer) = bench.next().await;
+    assert_eq!(pieces, [audio(1, 400)]);
+    answer.send(appended(400)).expect("awaited");
+    let (pieces, _answer) = bench.next().await;
+    assert_eq!(pieces, [audio(2, 400)]);
+    assert_eq!(bench.heard(), ["failed 0 a recording cannot be written: broken"]);
+}
+
+#[actix_rt::test]
+async fn a_full_disk_is_no_failure_and_is_tried_again_with_the_same_audio() {
+    let mut bench = bench(1 << 20, 1 << 30);
+    bench.push(1, 400).await;
+    for _ in 0..2 {
+        let (pieces, answer) = bench.next().await;
+        assert_eq!(pieces, [audio(1, 400)]);
+        answer.send(Err(RecordingError::NoSpace(std::io::Error::other("full")))).expect("awaited");
+    }
+    let (_, answer) = bench.next().await;
+    answer.send(appended(400)).expect("awaited");
+    bench.buffer.send(FinishBuffer).await.expect("drained");
+    assert!(bench.heard().is_empty());
+}
+
+#[actix_rt::test]
+async fn a_full_segment_is_told_when_more_comes() {
+    let mut bench = bench(1 << 20, 400);
+    bench.push(1, 400).await;
+    let (_, answer) = bench.next().await;
+    answer.send(appended(400)).expect("awaited");
+    bench.push(2, 400).await;
+    let next = UseWriter { writer: bench.writer.clone().recipient(), generation: 1, limit_bytes: 400 };
+    bench.buffer.send(next).await.expect("alive");
+    let (pieces, answer) = bench.next().await;
+    assert_eq!(pieces, [audio(2, 400)]);
+    answer.send(appended(400)).expect("awaited");
+    bench.buffer.send(FinishBuffer).await.expect("drained: a track that ends with its segment needs no other");
+    assert_eq!(bench.heard(), ["full 0"]);
+}
