@@ -4,6 +4,8 @@
 //! [`SegmentFull`] from `BufferActor`. Out: everything to its children, rows to the store, [`CloseSocket`] to the adapter, [`TrackEnded`] to the
 //! registry. Full: the adapter keeps its batch and tries again. Dies: the registry forgets it; the rows' task closes its segment.
 
+mod children;
+mod ending;
 pub mod phase;
 pub mod rows;
 #[cfg(test)]
@@ -18,45 +20,27 @@ use actix::prelude::*;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use tokio::sync::{oneshot, watch};
-use tokio::task::{JoinError, JoinHandle};
 
+use self::children::Children;
 use self::phase::{Effect, Phase, TrackEvent};
 use self::rows::{RowLog, TrackIdentity};
-use super::buffer::{BufferActor, BufferParams, FinishBuffer, PushAudio, SetMuted, SettleFormat, SpoolBudget, Taker, UseWriter};
-use super::child::{Child, RestartPolicy, Verdict, jitter};
-use super::hume_client::{AnalysisService, FinishAnalysis, HumeClientActor, HumeClientParams};
+use super::buffer::{PushAudio, SetMuted, SettleFormat, SpoolBudget};
 use super::session_registry::{ConnectionId, TrackEnded};
 use super::stats::{TrackStats, WriteLag};
-use super::wav_writer::{CorrectFormat, FinishSegment, WavWriterActor, WavWriterParams};
+use super::wav_writer::CorrectFormat;
+use crate::analysis::connection::AnalysisService;
 use crate::audio::format::PcmFormat;
 use crate::audio::rate_judge::{RateJudge, Verdict as RateVerdict};
-use crate::audio::window::{GroupLimits, Grouper};
 use crate::config::{AnalysisConfig, IngestConfig, RecordingConfig};
 use crate::db::Store;
 use crate::db::rows::{EndReason, MuteSpan, TrackFacts};
 use crate::ids::TicketId;
-use crate::recording::path::SegmentName;
 use crate::recording::pipeline_log::PipelineLog;
-use crate::recording::wav_header::MAX_DATA_BYTES;
 
 /// 6 s of batches.
 const MAILBOX_CAPACITY: usize = 64;
 /// How often idleness is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the buffer may take to empty itself, and a segment to be sealed, when the track ends: both within a shutdown's 10 s.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(4);
-/// How long the end waits for the rows; they go on without it.
-const ROWS_DEADLINE: Duration = Duration::from_secs(2);
-/// How long the service may take to answer what is left.
-const ANALYSIS_DEADLINE: Duration = Duration::from_secs(10);
-const ANALYSIS_SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
-
-/// 5 in 60 s, then the track fails (`reliability.md` I8); the next segment opens at once.
-const WRITER_RESTARTS: RestartPolicy =
-    RestartPolicy { intensity: 5, window: Duration::from_secs(60), first_backoff: Duration::ZERO, max_backoff: Duration::ZERO };
-const ANALYSIS_RESTARTS: RestartPolicy =
-    RestartPolicy { intensity: 5, window: Duration::from_secs(60), first_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(30) };
-
 /// A batch of the socket's binary messages, as one run of bytes.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -163,20 +147,6 @@ pub struct TrackActor {
     lifeline: watch::Sender<()>,
 }
 
-/// Listed in the order of the audio's way.
-struct Children {
-    buffer: Child<BufferActor>,
-    writer: Child<WavWriterActor>,
-    analysis: Option<Child<HumeClientActor>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ChildKind {
-    Buffer,
-    Writer,
-    Analysis,
-}
-
 impl TrackActor {
     /// Starts the track on this thread. A panic of it is logged and told to the registry.
     pub fn launch(params: TrackParams) -> Addr<Self> {
@@ -213,180 +183,6 @@ impl TrackActor {
         addr
     }
 
-    fn start_children(&mut self, ctx: &mut Context<Self>) {
-        let resources = Arc::clone(&self.params.resources);
-        let TrackIdentity { meeting, room, participant, track } = &self.params.identity;
-        let log = resources.pipeline_log.of_track(
-            meeting.as_str(),
-            participant.as_ref().map(crate::ids::Identity::as_str),
-            track.as_ref().map(crate::ids::TrackSid::as_str),
-        );
-        let name = SegmentName {
-            meeting: meeting.as_str().to_owned(),
-            room: room.as_str().to_owned(),
-            participant: participant.clone().map(crate::ids::Identity::into_string),
-            track: track.clone().map(crate::ids::TrackSid::into_string),
-        };
-        let (rows, stats, shared) = (self.rows.clone(), Arc::clone(&self.params.stats), Arc::clone(&resources));
-        let (writer, writer_runs) = Child::start(WRITER_RESTARTS, move || {
-            WavWriterActor::new(WavWriterParams {
-                audio_dir: shared.audio_dir.clone(),
-                name: name.clone(),
-                format: stats.format(),
-                rows: rows.clone(),
-                lag: Arc::clone(&shared.lag),
-            })
-        });
-        let analysis = match &resources.service {
-            Service::Nobody(_) => None,
-            Service::Streaming(service) => {
-                let (service, rows, log, stats) = (service.clone(), self.rows.clone(), log.clone(), Arc::clone(&self.params.stats));
-                let lifeline = self.lifeline.subscribe();
-                Some(Child::start(ANALYSIS_RESTARTS, move || {
-                    HumeClientActor::new(HumeClientParams {
-                        service: service.clone(),
-                        rows: rows.clone(),
-                        log: log.clone(),
-                        stats: Arc::clone(&stats),
-                        lifeline: lifeline.clone(),
-                    })
-                }))
-            }
-        };
-        let taker = self.taker(analysis.as_ref().map(|(child, _)| child));
-        let limits = GroupLimits { seconds: self.params.group_seconds, bytes: resources.analysis.group_bytes };
-        let mut buffer_params = Some(BufferParams {
-            format: self.params.format,
-            grouper: Grouper::new(self.params.format, limits, matches!(taker, Taker::Service(_)), self.in_doubt),
-            normalize: resources.analysis.normalize,
-            taker,
-            log,
-            mute: resources.recording.mute,
-            spool_bytes: self.params.format.bytes_in(resources.recording.spool_per_track),
-            budget: Arc::clone(&resources.budget),
-            stats: Arc::clone(&self.params.stats),
-            writer: self.use_writer(&writer),
-            writer_failed: ctx.address().recipient(),
-            segment_full: ctx.address().recipient(),
-        });
-        // The buffer is made once: it holds the only copy, so its death ends the track.
-        let (buffer, buffer_runs) =
-            Child::start(WRITER_RESTARTS, move || BufferActor::new(buffer_params.take().expect("a buffer is never restarted")));
-        Self::watch(ChildKind::Buffer, 0, buffer_runs, ctx);
-        Self::watch(ChildKind::Writer, 0, writer_runs, ctx);
-        let analysis = analysis.map(|(child, runs)| {
-            Self::watch(ChildKind::Analysis, 0, runs, ctx);
-            child
-        });
-        self.children = Some(Children { buffer, writer, analysis });
-    }
-
-    fn taker(&self, analysis: Option<&Child<HumeClientActor>>) -> Taker {
-        match (analysis, &self.params.resources.service) {
-            (Some(child), _) => Taker::Service(child.addr().clone().recipient()),
-            (None, Service::Nobody(reason)) => Taker::Nobody(reason),
-            (None, Service::Streaming(_)) => Taker::Nobody("the analysis failed too often"),
-        }
-    }
-
-    fn use_writer(&self, writer: &Child<WavWriterActor>) -> UseWriter {
-        let format = self.params.stats.format();
-        let limit_bytes = format.bytes_in(self.params.resources.recording.segment_duration).min(MAX_DATA_BYTES - (8 << 20));
-        UseWriter { writer: writer.addr().clone().recipient(), generation: writer.generation(), limit_bytes }
-    }
-
-    /// Waits for a child's end, which only the supervisor may judge.
-    fn watch(kind: ChildKind, generation: u32, running: JoinHandle<()>, ctx: &mut Context<Self>) {
-        ctx.spawn(running.into_actor_outcome(kind, generation));
-    }
-
-    fn child_ended(&mut self, kind: ChildKind, generation: u32, outcome: Result<(), JoinError>, ctx: &mut Context<Self>) {
-        let Err(error) = outcome else { return };
-        log::error!("a child of a track panicked connection={} child={kind:?} generation={generation} error={error}", self.params.connection);
-        match kind {
-            ChildKind::Buffer => self.on(TrackEvent::End(EndReason::Failed), ctx),
-            ChildKind::Writer => self.replace_failed_writer(generation, "it panicked", ctx),
-            ChildKind::Analysis => self.restart_analysis(generation, ctx),
-        }
-    }
-
-    fn replace_failed_writer(&mut self, generation: u32, error: &str, ctx: &mut Context<Self>) {
-        let Some(children) = &mut self.children else { return };
-        if children.writer.generation() != generation {
-            return;
-        }
-        match children.writer.budget.on_failure(Instant::now(), jitter()) {
-            Verdict::RestartIn(_) => {
-                log::error!("a segment failed, the next one goes on connection={} error={error}", self.params.connection);
-                self.params.stats.writer_restarts.fetch_add(1, Relaxed);
-                self.next_segment(EndReason::Failed, ctx);
-            }
-            Verdict::GiveUp => {
-                log::error!("a track's segments fail again and again, it is given up connection={} error={error}", self.params.connection);
-                self.on(TrackEvent::End(EndReason::Failed), ctx);
-            }
-        }
-    }
-
-    /// Finishes the segment in the background and lets the buffer go on with the next.
-    fn next_segment(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
-        let Some(children) = &mut self.children else { return };
-        let old = children.writer.addr().clone();
-        let runs = children.writer.restart();
-        let (generation, buffer) = (children.writer.generation(), children.buffer.addr().clone());
-        Self::watch(ChildKind::Writer, generation, runs, ctx);
-        let Some(children) = &self.children else { return };
-        let next = self.use_writer(&children.writer);
-        let turn = async move {
-            // A dead or broken writer cannot finish: the rows' task then measures the file itself.
-            if let Err(error) = tokio::time::timeout(DRAIN_DEADLINE, old.send(FinishSegment { reason })).await {
-                log::error!("a segment was not finished in time error={error}");
-            }
-            buffer.send(next).await
-        };
-        ctx.spawn(turn.into_actor(self).map(|told, track, ctx| {
-            if told.is_err() {
-                track.on(TrackEvent::End(EndReason::Failed), ctx);
-            }
-        }));
-    }
-
-    fn restart_analysis(&mut self, generation: u32, ctx: &mut Context<Self>) {
-        let Some(child) = self.children.as_mut().and_then(|children| children.analysis.as_mut()) else { return };
-        if child.generation() != generation {
-            return;
-        }
-        match child.budget.on_failure(Instant::now(), jitter()) {
-            Verdict::RestartIn(wait) => {
-                ctx.run_later(wait, |track, ctx| {
-                    let Some(child) = track.children.as_mut().and_then(|children| children.analysis.as_mut()) else { return };
-                    let runs = child.restart();
-                    track.params.stats.analysis_restarts.fetch_add(1, Relaxed);
-                    Self::watch(ChildKind::Analysis, child.generation(), runs, ctx);
-                    track.tell_taker(ctx);
-                });
-            }
-            Verdict::GiveUp => {
-                log::error!("the analysis of a track fails again and again, it is given up connection={}", self.params.connection);
-                if let Some(children) = &mut self.children {
-                    children.analysis = None;
-                }
-                self.tell_taker(ctx);
-            }
-        }
-    }
-
-    fn tell_taker(&mut self, ctx: &mut Context<Self>) {
-        let Some(children) = &self.children else { return };
-        let taker = self.taker(children.analysis.as_ref());
-        let told = children.buffer.addr().send(super::buffer::UseTaker(taker));
-        ctx.spawn(told.into_actor(self).map(|told, track, ctx| {
-            if told.is_err() {
-                track.on(TrackEvent::End(EndReason::Failed), ctx);
-            }
-        }));
-    }
-
     fn on(&mut self, event: TrackEvent, ctx: &mut Context<Self>) {
         let (phase, effect) = self.phase.on(event);
         self.phase = phase;
@@ -395,93 +191,6 @@ impl TrackActor {
             Effect::IgnoreAudio => log::debug!("audio after the end of a track connection={}", self.params.connection),
             Effect::Drain(reason) => self.drain(reason, ctx),
             Effect::Release(reason) => self.release(reason, ctx),
-        }
-    }
-
-    /// Buffer, then segment, then rows: each with a deadline, so that nothing holds up a shutdown.
-    fn drain(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
-        self.params.stats.draining.store(true, Relaxed);
-        let Some(children) = &self.children else { return self.on(TrackEvent::Drained, ctx) };
-        let buffer = children.buffer.addr().clone();
-        let emptied = async move { tokio::time::timeout(DRAIN_DEADLINE, buffer.send(FinishBuffer)).await };
-        let drained = emptied
-            .into_actor(self)
-            .then(move |emptied, track, ctx| {
-                if !matches!(emptied, Ok(Ok(()))) {
-                    log::error!("a track ended before all of its audio was written connection={}", track.params.connection);
-                }
-                track.finish_analysis(reason, ctx);
-                let writer = track.children.as_ref().map(|children| children.writer.addr().clone());
-                async move {
-                    match writer {
-                        Some(writer) => tokio::time::timeout(DRAIN_DEADLINE, writer.send(FinishSegment { reason })).await.is_ok(),
-                        None => true,
-                    }
-                }
-                .into_actor(track)
-            })
-            .then(|sealed, track, _| {
-                if !sealed {
-                    log::error!("a segment was not sealed in time connection={}", track.params.connection);
-                }
-                if let Some((_, end @ None)) = track.mute_spans.last_mut() {
-                    *end = Some(track.params.stats.received_bytes.load(Relaxed));
-                }
-                track.tell_facts();
-                track.rows.end();
-                let rows = track.rows.clone();
-                async move { tokio::time::timeout(ROWS_DEADLINE, rows.flushed()).await.is_ok() }.into_actor(track)
-            })
-            .map(|flushed, track, ctx| {
-                if !flushed {
-                    log::warn!("the rows of a track follow later connection={}", track.params.connection);
-                }
-                track.on(TrackEvent::Drained, ctx);
-            });
-        ctx.spawn(drained);
-    }
-
-    /// Lets the analysis have its last answers, beside everything else. The actor ends with it.
-    fn finish_analysis(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
-        let analysis = self.children.as_ref().and_then(|children| children.analysis.as_ref()).map(|child| child.addr().clone());
-        let deadline = if reason == EndReason::Shutdown { ANALYSIS_SHUTDOWN_DEADLINE } else { ANALYSIS_DEADLINE };
-        let (done, finished) = oneshot::channel();
-        self.finishing.push(done);
-        let (registry, connection) = (self.params.registry.clone(), self.params.connection);
-        let last = async move {
-            if let Some(analysis) = analysis
-                && let Err(error) = analysis.send(FinishAnalysis { deadline }).await
-            {
-                log::warn!("the analysis of a track died before its end connection={connection} error={error}");
-            }
-            // Not before the file is sealed.
-            finished.await.ok();
-            registry.send(TrackEnded { connection }).await
-        };
-        ctx.spawn(last.into_actor(self).map(|told, _, ctx| {
-            if let Err(error) = told {
-                log::error!("the registry is gone error={error}");
-            }
-            ctx.stop();
-        }));
-    }
-
-    fn release(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
-        log::info!(
-            "track closed connection={} reason={} bytes={}",
-            self.params.connection,
-            reason.as_str(),
-            self.params.stats.recorded_bytes.load(Relaxed)
-        );
-        for waiting in self.finishing.drain(..) {
-            // A socket that went meanwhile waits no more.
-            waiting.send(()).ok();
-        }
-        if let Some(Err(SendError::Full(_))) = self.socket.take().map(|socket| socket.try_send(CloseSocket { reason })) {
-            log::warn!("a socket does not take its order to close connection={}", self.params.connection);
-        }
-        if self.children.is_none() {
-            ctx.stop();
         }
     }
 
@@ -522,19 +231,6 @@ impl TrackActor {
             return Some(declared);
         }
         None
-    }
-}
-
-/// Turns a child's end into a call of its supervisor.
-trait Watched {
-    fn into_actor_outcome(self, kind: ChildKind, generation: u32) -> std::pin::Pin<Box<dyn ActorFuture<TrackActor, Output = ()>>>;
-}
-
-impl Watched for JoinHandle<()> {
-    fn into_actor_outcome(self, kind: ChildKind, generation: u32) -> std::pin::Pin<Box<dyn ActorFuture<TrackActor, Output = ()>>> {
-        Box::pin(actix::fut::wrap_future::<_, TrackActor>(self).map(move |outcome, track: &mut TrackActor, ctx| {
-            track.child_ended(kind, generation, outcome, ctx);
-        }))
     }
 }
 
@@ -656,23 +352,5 @@ impl Handler<SocketLost> for TrackActor {
             self.handle(tail, ctx);
         }
         self.on(TrackEvent::End(EndReason::Lost), ctx);
-    }
-}
-
-impl Handler<WriterFailed> for TrackActor {
-    type Result = ();
-
-    fn handle(&mut self, msg: WriterFailed, ctx: &mut Context<Self>) {
-        self.replace_failed_writer(msg.generation, &msg.error, ctx);
-    }
-}
-
-impl Handler<SegmentFull> for TrackActor {
-    type Result = ();
-
-    fn handle(&mut self, msg: SegmentFull, ctx: &mut Context<Self>) {
-        if self.children.as_ref().is_some_and(|children| children.writer.generation() == msg.generation) {
-            self.next_segment(EndReason::Rotated, ctx);
-        }
     }
 }

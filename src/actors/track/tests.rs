@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
+use super::children::ChildKind;
 use super::*;
 use crate::actors::session_registry::SessionRegistry;
 use crate::actors::wav_writer::Panic;
@@ -105,12 +106,8 @@ impl Stage {
     }
 
     async fn track(&self, sid: &str) -> Track {
-        let identity = TrackIdentity {
-            meeting: MeetingId::new("RM"),
-            room: RoomName::new("room"),
-            participant: None,
-            track: Some(TrackSid::new(sid)),
-        };
+        let identity =
+            TrackIdentity { meeting: MeetingId::new("RM"), room: RoomName::new("room"), participant: None, track: Some(TrackSid::new(sid)) };
         let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT));
         let reserve = crate::actors::session_registry::ReserveTrack { identity: identity.clone(), ticket: None, stats: Arc::clone(&stats) };
         let connection = self.registry.send(reserve).await.expect("alive").expect("let in");
@@ -150,7 +147,9 @@ impl Stage {
     /// The PCM of segments, joined.
     fn audio(&self, segments: &[SegmentRow]) -> Vec<u8> {
         let path = |segment: &SegmentRow| -> PathBuf { self.dir.path().join("audio").join(&segment.path) };
-        let pcm = |segment| hound::WavReader::open(path(segment)).expect("a WAV file").into_samples::<i16>().flat_map(|s| s.expect("a sample").to_le_bytes());
+        let pcm = |segment| {
+            hound::WavReader::open(path(segment)).expect("a WAV file").into_samples::<i16>().flat_map(|s| s.expect("a sample").to_le_bytes())
+        };
         segments.iter().flat_map(pcm).collect()
     }
 }

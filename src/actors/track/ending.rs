@@ -1,0 +1,112 @@
+//! How a track ends: everything goes to its place before anybody is told, and nothing holds up a shutdown.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::sync::oneshot;
+
+use super::phase::TrackEvent;
+use super::{CloseSocket, TrackActor};
+use crate::actors::buffer::FinishBuffer;
+use crate::actors::hume_client::FinishAnalysis;
+use crate::actors::session_registry::TrackEnded;
+use crate::actors::wav_writer::FinishSegment;
+use crate::db::rows::EndReason;
+
+/// How long the buffer may take to empty itself, and a segment to be sealed, when the track ends: both within a shutdown's 10 s.
+pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(4);
+/// How long the end waits for the rows; they go on without it.
+const ROWS_DEADLINE: Duration = Duration::from_secs(2);
+/// How long the service may take to answer what is left.
+const ANALYSIS_DEADLINE: Duration = Duration::from_secs(10);
+const ANALYSIS_SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
+
+impl TrackActor {
+    /// Buffer, then segment, then rows: each with a deadline, so that nothing holds up a shutdown.
+    pub(super) fn drain(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
+        self.params.stats.draining.store(true, Relaxed);
+        let Some(children) = &self.children else { return self.on(TrackEvent::Drained, ctx) };
+        let buffer = children.buffer.addr().clone();
+        let emptied = async move { tokio::time::timeout(DRAIN_DEADLINE, buffer.send(FinishBuffer)).await };
+        let drained = emptied
+            .into_actor(self)
+            .then(move |emptied, track, ctx| {
+                if !matches!(emptied, Ok(Ok(()))) {
+                    log::error!("a track ended before all of its audio was written connection={}", track.params.connection);
+                }
+                track.finish_analysis(reason, ctx);
+                let writer = track.children.as_ref().map(|children| children.writer.addr().clone());
+                async move {
+                    match writer {
+                        Some(writer) => tokio::time::timeout(DRAIN_DEADLINE, writer.send(FinishSegment { reason })).await.is_ok(),
+                        None => true,
+                    }
+                }
+                .into_actor(track)
+            })
+            .then(|sealed, track, _| {
+                if !sealed {
+                    log::error!("a segment was not sealed in time connection={}", track.params.connection);
+                }
+                if let Some((_, end @ None)) = track.mute_spans.last_mut() {
+                    *end = Some(track.params.stats.received_bytes.load(Relaxed));
+                }
+                track.tell_facts();
+                track.rows.end();
+                let rows = track.rows.clone();
+                async move { tokio::time::timeout(ROWS_DEADLINE, rows.flushed()).await.is_ok() }.into_actor(track)
+            })
+            .map(|flushed, track, ctx| {
+                if !flushed {
+                    log::warn!("the rows of a track follow later connection={}", track.params.connection);
+                }
+                track.on(TrackEvent::Drained, ctx);
+            });
+        ctx.spawn(drained);
+    }
+
+    /// Lets the analysis have its last answers, beside everything else. The actor ends with it.
+    fn finish_analysis(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
+        let analysis = self.children.as_ref().and_then(|children| children.analysis.as_ref()).map(|child| child.addr().clone());
+        let deadline = if reason == EndReason::Shutdown { ANALYSIS_SHUTDOWN_DEADLINE } else { ANALYSIS_DEADLINE };
+        let (done, finished) = oneshot::channel();
+        self.finishing.push(done);
+        let (registry, connection) = (self.params.registry.clone(), self.params.connection);
+        let last = async move {
+            if let Some(analysis) = analysis
+                && let Err(error) = analysis.send(FinishAnalysis { deadline }).await
+            {
+                log::warn!("the analysis of a track died before its end connection={connection} error={error}");
+            }
+            // Not before the file is sealed.
+            finished.await.ok();
+            registry.send(TrackEnded { connection }).await
+        };
+        ctx.spawn(last.into_actor(self).map(|told, _, ctx| {
+            if let Err(error) = told {
+                log::error!("the registry is gone error={error}");
+            }
+            ctx.stop();
+        }));
+    }
+
+    pub(super) fn release(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
+        log::info!(
+            "track closed connection={} reason={} bytes={}",
+            self.params.connection,
+            reason.as_str(),
+            self.params.stats.recorded_bytes.load(Relaxed)
+        );
+        for waiting in self.finishing.drain(..) {
+            // A socket that went meanwhile waits no more.
+            waiting.send(()).ok();
+        }
+        if let Some(Err(SendError::Full(_))) = self.socket.take().map(|socket| socket.try_send(CloseSocket { reason })) {
+            log::warn!("a socket does not take its order to close connection={}", self.params.connection);
+        }
+        if self.children.is_none() {
+            ctx.stop();
+        }
+    }
+}
