@@ -33,7 +33,7 @@ use crate::ids::{MeetingId, TicketId};
 use crate::livekit::egress_stream::{FRAMES_PER_SECOND, TextMessage, parse_text};
 use crate::ticket::TicketKind;
 
-/// How long the upgrade waits for the database: LiveKit holds 2 s of audio before it drops some (`livekit.md` 1.1).
+/// How long the upgrade waits for the database: LiveKit holds 2 s of audio before it drops some (`docs/FACTS.md`, egress socket).
 const ADMISSION_DEADLINE: Duration = Duration::from_millis(100);
 /// Audio that is collected into one message: 10 frames of LiveKit. With the write behind it, data is in the file 200 ms after it came.
 const BATCH: Duration = Duration::from_millis(100);
@@ -318,12 +318,12 @@ impl StreamHandler<Result<Message, ProtocolError>> for EgressSocket {
             Ok(Message::Pong(_) | Message::Nop) => {}
             Ok(Message::Continuation(item)) => self.on_fragment(item, ctx),
             Ok(Message::Close(reason)) => self.finish(EndReason::Closed, reason, ctx),
-            Err(ProtocolError::Io(_)) if self.violation.get().is_none() => self.finish(EndReason::Lost, None, ctx),
+            // The guard's word, or a text that is not UTF-8.
             Err(_) => self.on_violation(ctx),
         }
     }
 
-    /// The stream has ended without a Close, or behind one.
+    /// The connection has ended or broken without a Close, or behind one.
     fn finished(&mut self, ctx: &mut Self::Context) {
         self.finish(EndReason::Lost, None, ctx);
     }

@@ -19,6 +19,7 @@ pub enum ErrorCode {
     TrackIsLive,
     ManySegments,
     PayloadTooLarge,
+    RangeNotSatisfiable,
     StorageUnavailable,
     DatabaseUnavailable,
     ShuttingDown,
@@ -35,6 +36,7 @@ impl ErrorCode {
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::TrackIsLive | Self::ManySegments => StatusCode::CONFLICT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
             // The response adds Retry-After.
             Self::StorageUnavailable | Self::DatabaseUnavailable | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -51,6 +53,7 @@ impl ErrorCode {
             Self::TrackIsLive => "trackIsLive",
             Self::ManySegments => "manySegments",
             Self::PayloadTooLarge => "payloadTooLarge",
+            Self::RangeNotSatisfiable => "rangeNotSatisfiable",
             Self::StorageUnavailable => "storageUnavailable",
             Self::DatabaseUnavailable => "databaseUnavailable",
             Self::ShuttingDown => "shuttingDown",

@@ -41,6 +41,7 @@ pub struct Doors {
 /// Every route.
 pub fn routes(config: &mut web::ServiceConfig, http: &HttpConfig) {
     config
+        .app_data(web::QueryConfig::default().error_handler(|error, _| ApiError::new(ErrorCode::InvalidRequest, error.to_string()).into()))
         // anybody
         .service(resource("/").route(web::get().to(health::root)))
         .service(resource("/health").route(web::get().to(health::health)))

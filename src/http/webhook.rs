@@ -1,6 +1,6 @@
 //! `POST /livekit/webhook`: verify, commit, acknowledge.
 //!
-//! LiveKit takes every 4xx as final and drops the event (`livekit.md` 2.2). So only what is not LiveKit's gets one, and whatever may pass later gets 503.
+//! LiveKit takes every 4xx as final and drops the event (`docs/FACTS.md`, webhooks). So only what is not LiveKit's gets one, and whatever may pass later gets 503.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,12 +20,13 @@ const BODY_DEADLINE: Duration = Duration::from_secs(5);
 const COMMIT_DEADLINE: Duration = Duration::from_secs(4);
 
 pub async fn receive(request: HttpRequest, payload: web::Payload, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
-    let body = body::read(payload, MAX_BYTES, BODY_DEADLINE).await.map_err(|error| match error {
+    let body = body::read(&request, payload, MAX_BYTES, BODY_DEADLINE).await.map_err(|error| match error {
         BodyError::TooLarge => ApiError::new(ErrorCode::PayloadTooLarge, format!("a webhook may have at most {MAX_BYTES} bytes")),
         BodyError::TooSlow | BodyError::Broken => ApiError::new(ErrorCode::DatabaseUnavailable, "the body did not arrive in time"),
     })?;
     let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let verified = match &doors.webhook_verifier {
+        _ if request.headers().get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") => Err(Rejection::Encoded),
         Some(verifier) => verifier.verify(authorization, &body),
         None => Err(Rejection::NoCredentials),
     };
@@ -33,7 +34,7 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, doors: web::Da
         match rejection {
             // The sender is LiveKit, and what it says is lost: somebody must set a clock.
             Rejection::BadTimes => log::error!("a webhook is refused problem={rejection}"),
-            Rejection::NoCredentials | Rejection::Unsigned | Rejection::Forged | Rejection::OtherBody => {
+            Rejection::NoCredentials | Rejection::Unsigned | Rejection::Forged | Rejection::OtherBody | Rejection::Encoded => {
                 log::warn!("a webhook is refused problem={rejection}");
             }
         }

@@ -1,6 +1,6 @@
 //! Bounded inbound framing in front of actix-web-actors.
 //!
-//! actix-web-actors has no inbound backpressure and judges a frame's size only once it is whole (`reliability.md` F1): one connection could take
+//! actix-web-actors has no inbound backpressure and judges a frame's size only once it is whole (`docs/FACTS.md`, F1): one connection could take
 //! gigabytes. This stream reads the frame header itself, refuses what is too large or wrong there and then, hands over one frame at a time, and
 //! reads no faster than the sender may speak. What it does not read stays in TCP.
 
@@ -43,7 +43,7 @@ pub struct GuardLimits {
     pub burst_frames: f64,
 }
 
-/// The stream. Ends with an error after a violation, which it leaves in `violation`.
+/// The stream. Ends with an error after a violation, which it leaves in `violation`, and without one when the connection ends or breaks.
 pub struct WsGuard<S> {
     inner: S,
     limits: GuardLimits,
@@ -211,8 +211,8 @@ impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> Stream for WsGuard<S
                         this.buffer.extend_from_slice(&chunk);
                     }
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
-                Poll::Ready(None) => {
+                // A lost connection breaks no rule. Behind this stream the two could not be told apart: both would be I/O errors.
+                Poll::Ready(Some(Err(_)) | None) => {
                     this.ended = true;
                     return Poll::Ready(None);
                 }

@@ -1,13 +1,13 @@
 //! LiveKit's webhooks: is it from LiveKit, and what does it say?
 //!
 //! The token is verified by `livekit-api`; what it vouches for is compared here, over the raw body and in constant time. The body is read by a
-//! small tolerant structure of our own: the generated one refuses the whole event for one new enum value (`livekit.md` 2.4).
+//! small tolerant structure of our own: the generated one refuses the whole event for one new enum value (`docs/FACTS.md`, webhooks).
 
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use jsonwebtoken::errors::ErrorKind;
 use livekit_api::access_token::{AccessToken, AccessTokenError, TokenVerifier, VideoGrants};
 use serde::Deserialize;
@@ -31,6 +31,9 @@ pub enum Rejection {
     BadTimes,
     #[error("the token vouches for another body")]
     OtherBody,
+    /// LiveKit encodes nothing; decoding is what a small body becomes a large one by.
+    #[error("the body has a Content-Encoding")]
+    Encoded,
 }
 
 /// Verifies webhooks signed with one API key.
@@ -51,16 +54,15 @@ impl WebhookVerifier {
     /// Anything but an HS256 token of our key with valid `exp` and `nbf` (60 s leeway), no grants, and the SHA-256 of exactly this body.
     pub fn verify(&self, authorization: Option<&str>, body: &[u8]) -> Result<(), Rejection> {
         let header = authorization.ok_or(Rejection::Unsigned)?;
-        // LiveKit sends the bare token (`livekit.md` 2.1).
+        // LiveKit sends the bare token (`docs/FACTS.md`, webhooks).
         let token = header.strip_prefix("Bearer ").unwrap_or(header).trim();
         let claims = self.verifier.verify(token).map_err(|error| match error {
             AccessTokenError::Encoding(error) if matches!(error.kind(), ErrorKind::ExpiredSignature | ErrorKind::ImmatureSignature) => {
                 Rejection::BadTimes
             }
-            AccessTokenError::InvalidKeys
-            | AccessTokenError::InvalidEnv(_)
-            | AccessTokenError::InvalidClaims(_)
-            | AccessTokenError::Encoding(_) => Rejection::Forged,
+            AccessTokenError::InvalidKeys | AccessTokenError::InvalidEnv(_) | AccessTokenError::InvalidClaims(_) | AccessTokenError::Encoding(_) => {
+                Rejection::Forged
+            }
         })?;
         // A participant's token is signed with the same secret: it has grants and no digest. The library passes absent claims: an absent
         // `nbf` reads as 0, an absent issuer as the empty text.
@@ -100,7 +102,7 @@ pub fn parse(body: &[u8], now: SystemTime) -> Understood {
     }
 }
 
-/// The body as it may be stored: without the tickets that LiveKit repeats in `egressInfo` (`livekit.md` 1.10).
+/// The body as it may be stored: without the tickets that LiveKit repeats in `egressInfo` (`docs/FACTS.md`, egress socket).
 pub fn storable_body(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body).replace('\0', "\u{2400}");
     let mut parts = text.split("ticket=");
@@ -143,9 +145,7 @@ impl RawEvent {
         let sid = text(&self.room, "sid").or_else(|| text(&self.egress_info, "roomId"));
         let name = text(&self.room, "name").or_else(|| text(&self.egress_info, "roomName")).or_else(|| text(&self.ingress_info, "roomName"));
         let (sid, name) = (sid?, name?);
-        let created_at = number(&self.room, "creationTimeMs")
-            .and_then(DateTime::from_timestamp_millis)
-            .or_else(|| self.room.get("creationTime").and_then(seconds));
+        let created_at = number(&self.room, "creationTimeMs").and_then(milliseconds).or_else(|| self.room.get("creationTime").and_then(seconds));
         Some(Room { sid: RoomSid::new(sid), name: RoomName::new(name), created_at })
     }
 
@@ -168,7 +168,7 @@ impl RawEvent {
         }
     }
 
-    /// `None` for an egress, which joins its room as a hidden participant (`livekit.md` 2.3).
+    /// `None` for an egress, which joins its room as a hidden participant (`docs/FACTS.md`, webhooks).
     fn participant(&self) -> Option<Participant> {
         let raw = &self.participant;
         let kind = text(raw, "kind").unwrap_or_else(|| "STANDARD".to_owned());
@@ -181,7 +181,7 @@ impl RawEvent {
             identity: Identity::new(text(raw, "identity").unwrap_or_default()),
             name: text(raw, "name").unwrap_or_default().replace('\0', "\u{2400}"),
             kind,
-            joined_at: number(raw, "joinedAtMs").and_then(DateTime::from_timestamp_millis).or_else(|| raw.get("joinedAt").and_then(seconds)),
+            joined_at: number(raw, "joinedAtMs").and_then(milliseconds).or_else(|| raw.get("joinedAt").and_then(seconds)),
             complete: self.event.starts_with("participant_"),
         })
     }
@@ -216,8 +216,12 @@ fn number(value: &Value, key: &str) -> Option<i64> {
 }
 
 fn seconds(value: &Value) -> Option<DateTime<Utc>> {
-    let seconds: i64 = text(value, "")?.parse().ok().filter(|seconds| *seconds > 0)?;
-    DateTime::from_timestamp(seconds, 0)
+    milliseconds(number(value, "")?.checked_mul(1_000)?)
+}
+
+/// A time of four-digit years: later ones have no RFC 3339, do not sort in SQLite, and overflow when something is added.
+fn milliseconds(since_1970: i64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_millis(since_1970).filter(|time| time.year() < 9_999)
 }
 
 #[cfg(test)]
@@ -249,7 +253,11 @@ mod tests {
 
     fn with(mut claims: Value, key: &str, value: Value) -> Value {
         let members = claims.as_object_mut().expect("an object");
-        if value.is_null() { members.remove(key) } else { members.insert(key.to_owned(), value) };
+        if value.is_null() {
+            members.remove(key)
+        } else {
+            members.insert(key.to_owned(), value)
+        };
         claims
     }
 

@@ -1,7 +1,7 @@
 //! LiveKit's Track Egress as a WebSocket client, byte for byte, on a bare TCP stream.
 //!
 //! Owns one connection to the server under test. There is no WebSocket library in it, so a test decides every byte. The facts
-//! are those of `reference/livekit.md` section 1; handshake, fragmentation and Close were also compared with what gorilla/websocket
+//! are those of `docs/FACTS.md`, egress socket; handshake, fragmentation and Close were also compared with what gorilla/websocket
 //! v1.5.3, the library LiveKit uses, puts on the wire. What the server sends is read in [`EgressPeer::poll_incoming`],
 //! [`EgressPeer::next_frame`], [`EgressPeer::send_realtime`] and the closing calls only, and must itself be correct WebSocket, else the peer panics.
 
@@ -15,9 +15,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// 480 frames of 16-bit stereo: the 10 ms default of GStreamer's audio aggregator (livekit.md 1.2).
+/// 480 frames of 16-bit stereo: the 10 ms default of GStreamer's audio aggregator (docs/FACTS.md, egress socket).
 pub const CHUNK_BYTES: usize = 1_920;
-/// The time one such chunk lasts at 48 kHz (livekit.md 1.2).
+/// The time one such chunk lasts at 48 kHz (docs/FACTS.md, egress socket).
 pub const CHUNK_TIME: Duration = Duration::from_millis(10);
 /// gorilla's `defaultWriteBufferSize`: a longer client message is cut into continuation frames of this size (conn.go).
 pub const GORILLA_WRITE_BUFFER: usize = 4_096;
@@ -49,7 +49,7 @@ impl Default for Handshake<'_> {
     }
 }
 
-/// The server's answer when it is not 101. LiveKit itself throws it away (livekit.md 1.1).
+/// The server's answer when it is not 101. LiveKit itself throws it away (docs/FACTS.md, egress socket).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the handshake was refused with {status} ({content_type}): {body}")]
 pub struct Refusal {
@@ -187,12 +187,12 @@ impl EgressPeer {
         self.send_raw(&frame(TEXT, true, text.as_bytes(), true)).await
     }
 
-    /// Sends the only text LiveKit ever sends (livekit.md 1.3).
+    /// Sends the only text LiveKit ever sends (docs/FACTS.md, egress socket).
     pub async fn mute(&mut self, muted: bool) -> io::Result<()> {
         self.send_text(if muted { r#"{"muted":true}"# } else { r#"{"muted":false}"# }).await
     }
 
-    /// Sends the ping that LiveKit sends every 30 s (livekit.md 1.5); the schedule is the test's.
+    /// Sends the ping that LiveKit sends every 30 s (docs/FACTS.md, egress socket); the schedule is the test's.
     pub async fn ping(&mut self) -> io::Result<()> {
         self.send_raw(&frame(PING, true, b"ping", true)).await
     }
@@ -230,7 +230,7 @@ impl EgressPeer {
         }
     }
 
-    /// Ends as LiveKit does: a Close frame without a code, and TCP closed at once (livekit.md 1.8).
+    /// Ends as LiveKit does: a Close frame without a code, and TCP closed at once (docs/FACTS.md, egress socket).
     pub async fn close_abruptly_after_close_frame(mut self) -> io::Result<()> {
         self.take_in().await; // LiveKit's read loop leaves nothing unread, which would turn the FIN into an RST
         self.send_raw(&frame(CLOSE, true, &[], true)).await
@@ -253,7 +253,7 @@ impl EgressPeer {
         self.stream.set_zero_linger().expect("SO_LINGER can be set");
     }
 
-    /// Ends with a bare FIN, as a killed egress process (livekit.md 1.8). Closing with unread input makes that an RST, so it is read first.
+    /// Ends with a bare FIN, as a killed egress process (docs/FACTS.md, egress socket). Closing with unread input makes that an RST, so it is read first.
     pub async fn vanish(mut self) {
         self.take_in().await;
     }
@@ -280,7 +280,7 @@ impl EgressPeer {
         seen
     }
 
-    /// Reads all that has arrived. A ping is answered with the payload `pong`, never an echo (livekit.md 1.5), until a Close was sent.
+    /// Reads all that has arrived. A ping is answered with the payload `pong`, never an echo (docs/FACTS.md, egress socket), until a Close was sent.
     async fn take_in(&mut self) {
         tokio::task::yield_now().await; // a current-thread runtime looks at its sockets only between tasks
         let mut chunk = [0; 4_096];

@@ -1,4 +1,4 @@
-//! Hume's legacy v0 streaming service, as far as `reference/analysis.md` section 1.3 documents it, with its limits enforced.
+//! Hume's legacy v0 streaming service, as far as `docs/FACTS.md`, Hume documents it, with its limits enforced.
 //!
 //! Owns a listener and its connections, all of them tasks of the current Tokio runtime, which end when [`FakeHume`] is dropped.
 //! One watched [`State`] holds what was seen and how to behave, so that a test can wait for anything without polling.
@@ -40,7 +40,7 @@ const EMOTIONS: &str = "Admiration, Adoration, Aesthetic Appreciation, Amusement
 const MAX_AUDIO_MS: u64 = 5_000;
 /// Range of `stream_window_ms` (socket reference).
 const STREAM_WINDOW_MS: std::ops::RangeInclusive<f64> = 500.0..=10_000.0;
-/// Handshakes taken within one second (analysis.md 1.3, second-hand); 429 past it.
+/// Handshakes taken within one second (docs/FACTS.md, Hume, second-hand); 429 past it.
 const HANDSHAKES_PER_SECOND: usize = 50;
 /// Longest wait of a test, and for a client's Close; past it [`FakeHume::wait_until`] panics and says for what.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,7 +50,7 @@ pub struct FakeHumeOptions {
     pub api_key: String,
     /// Serve `wss://localhost` with a certificate of the fake's own CA, see [`FakeHume::ca_pem`].
     pub tls: bool,
-    /// Closes a connection that sends no message for so long. Hume: one minute (analysis.md 1.3, second-hand).
+    /// Closes a connection that sends no message for so long. Hume: one minute (docs/FACTS.md, Hume, second-hand).
     pub idle_close: Duration,
     /// How long each handshake is left unanswered.
     pub accept_delay: Duration,
@@ -298,7 +298,7 @@ impl Open<'_> {
                 message = socket.next() => message,
                 () = async { changes.wait_for(|state| state.drops != self.drops).await.map(drop).expect("the sender lives") } => return,
                 () = sleep_until(idle_at) => {
-                    // 1000 is one of the codes seen (analysis.md 1.3, second-hand). A client that is gone already does not matter.
+                    // 1000 is one of the codes seen (docs/FACTS.md, Hume, second-hand). A client that is gone already does not matter.
                     let frame = CloseFrame { code: CloseCode::Normal, reason: "inactivity".into() };
                     socket.close(Some(frame)).await.ok();
                     timeout(PATIENCE, async { while let Some(Ok(_)) = socket.next().await {} }).await.ok();
@@ -349,7 +349,7 @@ impl Open<'_> {
             state.warnings.extend(silent.then_some("W0105"));
         });
         if silent {
-            let warning = "No speech detected."; // code and meaning: analysis.md 1.3, second-hand
+            let warning = "No speech detected."; // code and meaning: docs/FACTS.md, Hume, second-hand
             return json!({ "warning": warning, "code": "W0105", "payload_id": payload_id, "job_details": job_details });
         }
         json!({ "payload_id": payload_id, "job_details": job_details, "prosody": { "predictions": [prediction] } })

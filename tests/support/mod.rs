@@ -2,4 +2,5 @@
 
 pub mod egress_peer;
 pub mod fake_hume;
+pub mod http;
 pub mod test_app;

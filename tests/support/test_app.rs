@@ -7,17 +7,23 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use diesel::Connection;
+use diesel::connection::SimpleConnection;
+use diesel::sqlite::SqliteConnection;
 use live_meeting::livekit::webhook::sign;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
+
+pub use super::http::{Response, parse_response, request};
 
 pub const API_KEY: &str = "test-key";
 pub const API_SECRET: &str = "a-livekit-secret-for-tests-0123456789";
 pub const ADMIN_KEY: &str = "an-admin-key-for-tests";
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_live-meeting");
 
 /// How long a condition may take to come true before the test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,6 +33,8 @@ pub struct Builder {
     env: BTreeMap<String, String>,
     args: Vec<String>,
     dir: Option<Arc<TempDir>>,
+    /// Of another user, who runs the server.
+    uid: Option<u32>,
 }
 
 /// A running server. Dropping it kills it.
@@ -37,34 +45,6 @@ pub struct TestApp {
     log: Arc<Mutex<String>>,
     env: BTreeMap<String, String>,
     args: Vec<String>,
-}
-
-/// What the server answered.
-#[derive(Debug, Clone)]
-pub struct Response {
-    pub status: u16,
-    pub headers: BTreeMap<String, String>,
-    pub body: Vec<u8>,
-}
-
-impl Response {
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", String::from_utf8_lossy(&self.body)))
-    }
-
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(&name.to_ascii_lowercase()).map(String::as_str)
-    }
-
-    /// Asserts that this is a problem document with such a status and code.
-    #[track_caller]
-    pub fn assert_problem(&self, status: u16, code: &str) {
-        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
-        assert_eq!(self.header("content-type"), Some("application/problem+json"));
-        let document = self.json();
-        assert_eq!((document["status"].as_u64(), document["code"].as_str()), (Some(status.into()), Some(code)), "{document}");
-        assert!(document["title"].is_string() && document["detail"].is_string(), "{document}");
-    }
 }
 
 impl Builder {
@@ -89,15 +69,41 @@ impl Builder {
         self
     }
 
+    /// As a user for whom permissions mean something: root's server becomes nobody's, with a directory of its own.
+    pub fn unprivileged(mut self) -> Self {
+        self.uid = rustix::process::geteuid().is_root().then_some(65_534);
+        self
+    }
+
     pub async fn start(self) -> TestApp {
         let dir = self.dir.unwrap_or_else(|| Arc::new(TempDir::new().expect("a directory")));
-        start(dir, self.env, self.args).await
+        let command = match self.uid {
+            Some(uid) => command_as(uid, dir.path(), &self.env),
+            None => command(dir.path(), &self.env),
+        };
+        start(command, dir, self.env, self.args).await
     }
 }
 
 /// The command, in a directory, with exactly this environment.
 pub fn command(dir: &Path, env: &BTreeMap<String, String>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_live-meeting"));
+    command_of(Path::new(PROGRAM), dir, env)
+}
+
+/// The same as another user, who gets the directory and a copy of the program: the build may lie where that user cannot go.
+fn command_as(uid: u32, dir: &Path, env: &BTreeMap<String, String>) -> Command {
+    let program = dir.join("live-meeting");
+    // Not copied by this process: a child that another test forks meanwhile would hold the copy open for writing, and it could not be run.
+    let copied = std::process::Command::new("cp").arg(PROGRAM).arg(&program).status().expect("cp runs");
+    assert!(copied.success(), "{copied}");
+    std::os::unix::fs::chown(dir, Some(uid), None).expect("the directory changes hands");
+    let mut command = command_of(&program, dir, env);
+    command.uid(uid);
+    command
+}
+
+fn command_of(program: &Path, dir: &Path, env: &BTreeMap<String, String>) -> Command {
+    let mut command = Command::new(program);
     command.current_dir(dir).env_clear().envs(env).stdin(Stdio::null()).kill_on_drop(true);
     for inherited in ["PATH", "LLVM_PROFILE_FILE"] {
         if let Ok(value) = std::env::var(inherited) {
@@ -107,8 +113,25 @@ pub fn command(dir: &Path, env: &BTreeMap<String, String>) -> Command {
     command
 }
 
-async fn start(dir: Arc<TempDir>, env: BTreeMap<String, String>, args: Vec<String>) -> TestApp {
-    let mut child = command(dir.path(), &env).args(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the server starts");
+/// What a command left behind.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs the command to its end; fails after 60 s.
+pub async fn run(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> Finished {
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let output = tokio::time::timeout(3 * PATIENCE, command(dir, &env).args(args).output()).await;
+    let output = output.unwrap_or_else(|_| panic!("{args:?} does not end")).expect("the command runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("the command speaks UTF-8");
+    Finished { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+async fn start(mut command: Command, dir: Arc<TempDir>, env: BTreeMap<String, String>, args: Vec<String>) -> TestApp {
+    let mut child = command.args(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the server starts");
     let log = Arc::new(Mutex::new(String::new()));
     let (listening, mut address) = watch::channel(None);
     tokio::spawn(keep_log(child.stderr.take().expect("stderr is piped"), Arc::clone(&log), listening));
@@ -143,7 +166,7 @@ impl TestApp {
             ("LIVE_MEETING__HTTP__WORKERS", "2"),
             ("RUST_BACKTRACE", "0"),
         ];
-        Builder { env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(), args: vec!["serve".to_owned()], dir: None }
+        Builder { env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(), args: vec!["serve".to_owned()], dir: None, uid: None }
     }
 
     /// Everything the server has logged.
@@ -168,6 +191,14 @@ impl TestApp {
         let files = self.wav_files();
         assert_eq!(files.len(), 1, "{files:?}");
         files[0].clone()
+    }
+
+    /// A connection of the test's own to the server's database: to look, and to be in the way with `BEGIN IMMEDIATE`, which its drop ends.
+    pub fn database(&self) -> SqliteConnection {
+        let path = self.dir.path().join("storage/live-meeting.db");
+        let mut database = SqliteConnection::establish(path.to_str().expect("a path of text")).expect("the database is there");
+        database.batch_execute("PRAGMA busy_timeout = 10000").expect("a pragma");
+        database
     }
 
     pub fn pipeline_log(&self, meeting: &str) -> String {
@@ -202,18 +233,26 @@ impl TestApp {
     }
 
     /// The JSON of a path that must answer 200.
-    #[track_caller]
-    pub fn get_json<'a>(&'a self, path: &'a str) -> impl Future<Output = Value> + 'a {
-        async move {
-            let response = self.get(path).await;
-            assert_eq!(response.status, 200, "{path}: {}", String::from_utf8_lossy(&response.body));
-            response.json()
-        }
+    pub async fn get_json(&self, path: &str) -> Value {
+        let response = self.get(path).await;
+        assert_eq!(response.status, 200, "{path}: {}", String::from_utf8_lossy(&response.body));
+        response.json()
     }
 
     /// The items of a list.
     pub async fn items(&self, path: &str) -> Vec<Value> {
         self.get_json(path).await["items"].as_array().expect("items").clone()
+    }
+
+    /// The open track of a participant.
+    pub async fn live(&self, participant: &str) -> Option<Value> {
+        self.items("/api/v1/tracks/live").await.into_iter().find(|track| track["participant"] == participant)
+    }
+
+    /// Waits until so much of a participant's audio has arrived.
+    pub async fn received(&self, participant: &str, bytes: usize) {
+        let arrived = async || (self.live(participant).await?["bytes"].as_u64()? == bytes as u64).then_some(());
+        self.eventually(&format!("{bytes} bytes of {participant}"), arrived).await;
     }
 
     /// Posts JSON with the admin key.
@@ -276,7 +315,7 @@ pub struct Stopped {
 
 impl Stopped {
     pub async fn restart(&self) -> TestApp {
-        start(Arc::clone(&self.dir), self.env.clone(), self.args.clone()).await
+        start(command(self.dir.path(), &self.env), Arc::clone(&self.dir), self.env.clone(), self.args.clone()).await
     }
 }
 
@@ -286,53 +325,6 @@ pub fn complete(mut event: Value) -> Value {
     members.entry("id").or_insert_with(|| json!(format!("EV_{}", uuid::Uuid::new_v4().simple())));
     members.entry("createdAt").or_insert_with(|| json!(chrono::Utc::now().timestamp().to_string()));
     event
-}
-
-/// One HTTP/1.1 request on a connection of its own, which it asks to close.
-pub async fn request(addr: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
-    let mut stream = TcpStream::connect(addr).await.expect("connected");
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n");
-    for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    if !body.is_empty() || method == "POST" {
-        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
-    }
-    head.push_str("\r\n");
-    // A server that refuses early may close before all is sent: its answer counts.
-    if stream.write_all(head.as_bytes()).await.is_ok() {
-        stream.write_all(body).await.ok();
-    }
-    let mut raw = Vec::new();
-    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut raw)).await.expect("an answer in time").ok();
-    parse_response(&raw, method == "HEAD")
-}
-
-/// Reads a whole response, chunked or not.
-pub fn parse_response(raw: &[u8], is_head: bool) -> Response {
-    let split = raw.windows(4).position(|window| window == b"\r\n\r\n").unwrap_or_else(|| panic!("no head: {:?}", String::from_utf8_lossy(raw)));
-    let head = String::from_utf8_lossy(&raw[..split]).into_owned();
-    let mut lines = head.split("\r\n");
-    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok()).expect("a status");
-    let headers: BTreeMap<String, String> =
-        lines.filter_map(|line| line.split_once(':')).map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
-    let rest = &raw[split + 4..];
-    let chunked = headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") && !is_head;
-    let body = if chunked { dechunk(rest) } else { rest.to_vec() };
-    Response { status, headers, body }
-}
-
-fn dechunk(mut rest: &[u8]) -> Vec<u8> {
-    let mut body = Vec::new();
-    while let Some(end) = rest.windows(2).position(|window| window == b"\r\n") {
-        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).expect("a size"), 16).expect("a size");
-        if size == 0 {
-            break;
-        }
-        body.extend_from_slice(&rest[end + 2..end + 2 + size]);
-        rest = &rest[end + 2 + size + 2..];
-    }
-    body
 }
 
 fn walk(dir: &Path) -> Vec<PathBuf> {

@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use chrono::{DateTime, NaiveDateTime, SecondsFormat};
+use chrono::{NaiveDateTime, SecondsFormat};
 use serde::{Deserialize, Serialize};
 
 use crate::db::rows::Page;
@@ -28,9 +28,9 @@ pub struct Listed<T> {
     pub next_cursor: Option<String>,
 }
 
-/// What a cursor says: the list it is of, the sort time in microseconds and the id of the last row seen.
+/// What a cursor says: the list it is of, the sort time and the id of the last row seen. The time is exact: SQLite keeps nanoseconds.
 #[derive(Serialize, Deserialize)]
-struct Cursor(String, i64, String);
+struct Cursor(String, NaiveDateTime, String);
 
 impl PageQuery {
     /// The rows to ask the store for: one more than the page, which tells whether there is a next.
@@ -61,7 +61,7 @@ impl PageQuery {
         rows.truncate(limit);
         Ok(rows.last().map(|row| {
             let (time, id) = key(row);
-            let cursor = Cursor(list.to_owned(), time.and_utc().timestamp_micros(), id);
+            let cursor = Cursor(list.to_owned(), time, id);
             URL_SAFE_NO_PAD.encode(serde_json::to_vec(&cursor).expect("a cursor is plain data"))
         }))
     }
@@ -72,7 +72,7 @@ fn decode(cursor: &str, list: &str) -> Result<(NaiveDateTime, String), ApiError>
     let cursor: Option<Cursor> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     cursor
         .filter(|cursor| cursor.0 == list)
-        .and_then(|Cursor(_, micros, id)| Some((DateTime::from_timestamp_micros(micros)?.naive_utc(), id)))
+        .map(|Cursor(_, time, id)| (time, id))
         .ok_or_else(|| ApiError::new(ErrorCode::InvalidRequest, "the cursor is not one of this list"))
 }
 
@@ -83,12 +83,14 @@ pub fn timestamp(time: NaiveDateTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use chrono::DateTime;
+
     use super::*;
 
     #[test]
     fn a_cursor_leads_back_to_its_row_and_to_no_other_list() {
         let query = PageQuery { limit: Some("2".into()), cursor: None };
-        let time = DateTime::from_timestamp_micros(1_700_000_000_123_456).expect("a time").naive_utc();
+        let time = DateTime::from_timestamp(1_700_000_000, 123_456_789).expect("a time").naive_utc();
         let mut rows = vec!["a", "b", "c"];
         let cursor = query.cut("sessions", &mut rows, |row| (time, (*row).to_owned())).expect("cut");
         assert_eq!(rows, ["a", "b"]);

@@ -1,8 +1,9 @@
 //! Recordings, their segments, and their media.
 
 use actix_files::NamedFile;
+use actix_web::http::{StatusCode, header};
 use actix_web::web::{self, Json};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -110,7 +111,18 @@ async fn file(request: &HttpRequest, segment: &SegmentRow, doors: &Doors) -> Res
         ApiError::not_found("file")
     })?;
     let wav = "audio/wav".parse().expect("a media type");
-    Ok(file.set_content_type(wav).into_response(request))
+    let mut response = file.set_content_type(wav).into_response(request);
+    let Some(range) = response.headers().get(header::CONTENT_RANGE).cloned() else { return Ok(response) };
+    match response.status() {
+        StatusCode::RANGE_NOT_SATISFIABLE => {
+            response = ApiError::new(ErrorCode::RangeNotSatisfiable, "the file has no such bytes").error_response();
+            response.headers_mut().insert(header::CONTENT_RANGE, range);
+        }
+        // A range that turns out to be the whole file is a range: players ask for `bytes=0-` to learn whether they may seek.
+        StatusCode::OK => *response.status_mut() = StatusCode::PARTIAL_CONTENT,
+        _ => {}
+    }
+    Ok(response)
 }
 
 fn media_path(segment: &str) -> String {

@@ -35,7 +35,7 @@ struct MintedTicket {
 
 /// `POST /api/v1/tickets`
 pub async fn mint(request: HttpRequest, payload: web::Payload, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
-    let new: NewTicket = read_json(payload).await?;
+    let new: NewTicket = read_json(&request, payload).await?;
     let kind = new.kind.unwrap_or(TicketKind::Audio);
     let subject = new.subject()?;
     let (ticket, said) = doors.mint.mint(kind, subject, Utc::now());
