@@ -28,16 +28,21 @@ use rows::{
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
-/// How long a call waits for a free connection.
-const POOL_WAIT: Duration = Duration::from_secs(2);
+/// How long a call waits for a free connection: one that writes, as long as a webhook may take, since SQLite's writers queue for theirs.
+const POOL_WAIT: PoolWait = PoolWait { reader: Duration::from_secs(2), writer: Duration::from_secs(4) };
 /// How long SQLite waits for another writer, and PostgreSQL for one statement.
 const STATEMENT_WAIT: Duration = Duration::from_secs(5);
+
+struct PoolWait {
+    reader: Duration,
+    writer: Duration,
+}
 
 /// What a store call can fail with.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
-    #[error("the database is busy: no connection was free within {} s", POOL_WAIT.as_secs())]
-    Busy,
+    #[error("the database is busy: no connection was free within {0:?}")]
+    Busy(Duration),
     #[error("cannot connect to the database: {0}")]
     Connect(String),
     #[error("the database refused: {0}")]
@@ -57,7 +62,7 @@ impl DbError {
     /// Whether the same call may succeed later without anybody changing it.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Busy | Self::Connect(_) | Self::Lost(_) => true,
+            Self::Busy(_) | Self::Connect(_) | Self::Lost(_) => true,
             Self::Query(error) => !matches!(
                 error,
                 DieselError::DatabaseError(
@@ -109,14 +114,14 @@ macro_rules! run {
             Engine::Sqlite(pools) => {
                 let pool = pools.$access.clone();
                 $store.task(async move {
-                    let mut connection = sqlite::connection(&pool).await?;
+                    let mut connection = sqlite::connection(&pool, POOL_WAIT.$access).await?;
                     sqlite::queries::$module::$query(&mut connection, $($argument),*).await
                 }).await
             }
             Engine::Postgres(pools) => {
                 let pool = pools.$access.clone();
                 $store.task(async move {
-                    let mut connection = postgres::connection(&pool).await?;
+                    let mut connection = postgres::connection(&pool, POOL_WAIT.$access).await?;
                     postgres::queries::$module::$query(&mut connection, $($argument),*).await
                 }).await
             }

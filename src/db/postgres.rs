@@ -1,5 +1,7 @@
 //! The engine for production: PostgreSQL.
 
+use std::time::Duration;
+
 use diesel::pg::Pg;
 use diesel_async::pooled_connection::deadpool::{Object, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig};
@@ -7,7 +9,7 @@ use diesel_async::{AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnectio
 use diesel_migrations::MigrationHarness;
 use futures_util::FutureExt;
 
-use super::{DbError, MIGRATIONS, POOL_WAIT, STATEMENT_WAIT};
+use super::{DbError, MIGRATIONS, STATEMENT_WAIT};
 
 pub type Connection = AsyncPgConnection;
 pub type Backend = Pg;
@@ -37,10 +39,10 @@ async fn establish(url: &str) -> diesel::ConnectionResult<Connection> {
 }
 
 /// A connection of the pool, or [`DbError::Busy`].
-pub async fn connection(pool: &Pool<Connection>) -> Result<Object<Connection>, DbError> {
-    match tokio::time::timeout(POOL_WAIT, pool.get()).await {
+pub async fn connection(pool: &Pool<Connection>, wait: Duration) -> Result<Object<Connection>, DbError> {
+    match tokio::time::timeout(wait, pool.get()).await {
         Ok(connection) => connection.map_err(|error| DbError::Connect(error.to_string())),
-        Err(_) => Err(DbError::Busy),
+        Err(_) => Err(DbError::Busy(wait)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The embedded engine: bundled SQLite, one writer and a few readers over a WAL.
 
 use std::path::Path;
+use std::time::Duration;
 
 use diesel::prelude::Connection as _;
 use diesel::sqlite::{Sqlite, SqliteConnection};
@@ -11,7 +12,7 @@ use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_migrations::MigrationHarness;
 use futures_util::FutureExt;
 
-use super::{DbError, MIGRATIONS, POOL_WAIT, STATEMENT_WAIT, make_parent};
+use super::{DbError, MIGRATIONS, STATEMENT_WAIT, make_parent};
 
 pub type Connection = SyncConnectionWrapper<SqliteConnection>;
 pub type Backend = Sqlite;
@@ -51,10 +52,10 @@ fn pragmas() -> String {
 }
 
 /// A connection of the pool, or [`DbError::Busy`].
-pub async fn connection(pool: &Pool<Connection>) -> Result<Object<Connection>, DbError> {
-    match tokio::time::timeout(POOL_WAIT, pool.get()).await {
+pub async fn connection(pool: &Pool<Connection>, wait: Duration) -> Result<Object<Connection>, DbError> {
+    match tokio::time::timeout(wait, pool.get()).await {
         Ok(connection) => connection.map_err(|error| DbError::Connect(error.to_string())),
-        Err(_) => Err(DbError::Busy),
+        Err(_) => Err(DbError::Busy(wait)),
     }
 }
 
@@ -64,13 +65,15 @@ fn establish(path: &Path) -> Result<SqliteConnection, DbError> {
     Ok(connection)
 }
 
-/// Brings the tables up to date, making the file if need be.
+/// Brings the tables up to date, making the file if need be. Servers that start at the same time take turns.
 pub async fn migrate(path: &Path) -> Result<(), DbError> {
     make_parent(path)?;
     let path = path.to_owned();
     tokio::task::spawn_blocking(move || {
         let mut connection = establish(&path)?;
-        connection.run_pending_migrations(MIGRATIONS).map(drop).map_err(|error| DbError::Migration(error.to_string()))
+        connection.immediate_transaction(|connection| {
+            connection.run_pending_migrations(MIGRATIONS).map(drop).map_err(|error| DbError::Migration(error.to_string()))
+        })
     })
     .await?
 }
