@@ -13,10 +13,10 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::task::JoinHandle;
 
 use crate::actors::buffer::SpoolBudget;
-use crate::actors::hume_client::AnalysisService;
 use crate::actors::session_registry::{SessionRegistry, StopTracks};
 use crate::actors::stats::WriteLag;
 use crate::actors::track::{Service, TrackResources};
+use crate::analysis::connection::AnalysisService;
 use crate::analysis::gate::CredentialGate;
 use crate::analysis::hume_legacy::HumeLegacy;
 use crate::analysis::tls;
@@ -40,7 +40,7 @@ pub const TICKET_KEY_FILE: &str = "ticket-key";
 
 /// A request's head must arrive within this.
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
-/// A peer that acknowledges nothing for this long is gone (`reliability.md` F2).
+/// A peer that acknowledges nothing for this long is gone (`docs/FACTS.md`, F2).
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// When the tracks are sealed, what is left of the connections gets this long.
 const CONNECTIONS_DEADLINE_SECONDS: u64 = 1;
@@ -165,6 +165,7 @@ fn webhook_verifier(config: &Config) -> Option<WebhookVerifier> {
 
 fn service(config: &Config) -> Result<Service, StartError> {
     if !config.analysis.enabled {
+        log::info!("nothing is analysed: analysis.enabled is false");
         return Ok(Service::Nobody("analysis.enabled is false"));
     }
     // A key without a URL does not pass the configuration.

@@ -394,6 +394,7 @@ impl Handler<UseTaker> for BufferActor {
     type Result = ();
 
     fn handle(&mut self, UseTaker(taker): UseTaker, _: &mut Context<Self>) {
+        self.params.grouper.keep_audio(matches!(taker, Taker::Service(_)));
         self.params.taker = taker;
     }
 }

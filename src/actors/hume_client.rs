@@ -12,34 +12,29 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use actix_http::ws;
 use actix_rt::task::spawn_blocking;
-use awc::error::WsClientError;
-use awc::http::StatusCode;
 use chrono::Utc;
-use futures_util::{SinkExt, StreamExt};
 use tokio::sync::{Notify, watch};
 
 use super::child::{backoff, jitter};
 use super::stats::TrackStats;
 use super::track::rows::{Measured, RowLog};
-use crate::analysis::gate::{CredentialGate, Permit};
+use crate::analysis::connection::{AnalysisService, ConnectError, Received, ServiceConnection};
+use crate::analysis::gate::Permit;
 use crate::analysis::speech_stream::SpeechStream;
 use crate::analysis::{Reply, SPEECH_RATE, SpeechSlice, WireFormat, WireMessage};
 use crate::audio::window::Group;
-use crate::config::Secret;
 use crate::recording::pipeline_log::{Fate, TrackLog};
 
 /// A group each 0.1 s is the most there is: 6 s of them.
 const MAILBOX_CAPACITY: usize = 64;
 /// Slices that may be without an answer; more wait in the queue.
 const MAX_UNANSWERED: usize = 8;
-/// The largest reply that is read; the documented ones are below 10 KiB.
-const MAX_REPLY_BYTES: usize = 1 << 20;
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Two pings without an answer: the connection is half open.
 const SILENCE: Duration = Duration::from_secs(20);
-const SEND_DEADLINE: Duration = Duration::from_secs(10);
+/// A service that answers pings but no slice for so long does not work, and neither does one whose answers cannot be understood.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
@@ -53,18 +48,6 @@ pub struct AnalyseGroup(pub Group);
 #[rtype(result = "()")]
 pub struct FinishAnalysis {
     pub deadline: Duration,
-}
-
-/// The service, as all tracks share it.
-#[derive(Clone)]
-pub struct AnalysisService {
-    pub wire: Arc<dyn WireFormat>,
-    pub url: String,
-    pub key: Secret,
-    pub tls: Arc<rustls::ClientConfig>,
-    pub gate: Arc<CredentialGate>,
-    /// Audio that may wait for the service.
-    pub queue: Duration,
 }
 
 pub struct HumeClientParams {
@@ -122,7 +105,8 @@ impl Handler<AnalyseGroup> for HumeClientActor {
 
     fn handle(&mut self, AnalyseGroup(group): AnalyseGroup, _: &mut Context<Self>) {
         self.shared.queue.borrow_mut().push_back(group);
-        while self.shared.queued() > self.shared.params.service.queue
+        while self.shared.queue.borrow().len() > 1
+            && self.shared.queued() > self.shared.params.service.queue
             && let Some(oldest) = self.shared.pop()
         {
             self.shared.count_dropped(&oldest);
@@ -192,38 +176,40 @@ async fn converse(shared: Rc<Shared>) {
             }
             shared.changed.notified().await;
         }
+        let acceptance = service.gate.acceptance();
         if let Permit::Wait(wait) = service.gate.permit(Instant::now()) {
             if shared.finishing() {
                 return shared.done.notify_one();
             }
-            pause(&shared, wait).await;
+            tokio::select! {
+                () = pause(&shared, wait) => {}
+                () = acceptance => {}
+            }
             continue;
         }
-        let failure = match connect(&service).await {
+        let failure = match service.connect().await {
             Ok(connection) => {
                 if service.gate.accepted() {
                     log::info!("the analysis service accepts the key again service={name}");
                 }
                 shared.params.stats.analysis_connections.fetch_add(1, Relaxed);
                 let started = Instant::now();
-                let mut conversation = Conversation { shared: &shared, unanswered: VecDeque::new(), payloads: 0, last_received: Instant::now() };
+                let mut conversation =
+                    Conversation { shared: &shared, unanswered: VecDeque::new(), payloads: 0, last_received: started, last_progress: started };
                 let end = conversation.run(connection, &mut speech).await;
                 if started.elapsed() > MAX_BACKOFF {
                     failures = 0;
                 }
                 match end {
                     // An idle service closes; the next group opens the next connection.
-                    End::Idle => continue,
-                    End::Finished => return shared.done.notify_one(),
-                    End::Lost(problem) => problem,
+                    Ok(End::Idle) => continue,
+                    Ok(End::Finished) => return shared.done.notify_one(),
+                    Err(problem) => problem,
                 }
             }
-            Err(WsClientError::InvalidResponseStatus(status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))) => {
+            Err(ConnectError::KeyRefused(status)) => {
                 if service.gate.refused(Instant::now()) {
-                    log::error!(
-                        "the analysis service refuses the key; it is tried again from time to time service={name} status={}",
-                        status.as_u16()
-                    );
+                    log::error!("the analysis service refuses the key; it is tried again from time to time service={name} status={status}");
                 }
                 continue;
             }
@@ -250,20 +236,10 @@ async fn pause(shared: &Shared, wait: Duration) {
     }
 }
 
-type Connection = actix_codec::Framed<awc::BoxedSocket, ws::Codec>;
-
-async fn connect(service: &AnalysisService) -> Result<Connection, WsClientError> {
-    let connector = awc::Connector::new().rustls_0_23(Arc::clone(&service.tls));
-    let client = awc::Client::builder().connector(connector).finish();
-    let request = client.ws(&service.url).max_frame_size(MAX_REPLY_BYTES).set_header(service.wire.key_header(), service.key.expose());
-    Ok(request.connect().await?.1)
-}
-
-/// How a conversation ended.
+/// How a conversation ended in good order.
 enum End {
     Idle,
     Finished,
-    Lost(String),
 }
 
 struct Conversation<'a> {
@@ -272,70 +248,62 @@ struct Conversation<'a> {
     unanswered: VecDeque<(String, u64, u64)>,
     payloads: u64,
     last_received: Instant,
+    /// When the service last answered a slice, or began to owe an answer.
+    last_progress: Instant,
 }
 
 impl Conversation<'_> {
-    async fn run(&mut self, mut connection: Connection, speech: &mut SpeechStream) -> End {
+    /// # Errors
+    /// What broke it off.
+    async fn run(&mut self, mut connection: ServiceConnection, speech: &mut SpeechStream) -> Result<End, String> {
         let wire = Arc::clone(&self.shared.params.service.wire);
-        if let Some(opening) = wire.opening()
-            && let Err(problem) = send(&mut connection, message(opening)).await
-        {
-            return End::Lost(problem);
+        if let Some(opening) = wire.opening() {
+            connection.send(opening).await?;
         }
         let mut ping = tokio::time::interval(PING_INTERVAL);
         loop {
             if self.shared.finishing() && self.shared.is_empty() && self.unanswered.is_empty() {
-                // The service may be gone already; nothing depends on this Close.
-                drop(send(&mut connection, ws::Message::Close(None)).await);
-                return End::Finished;
+                // Everything is answered: nothing depends on this Close.
+                connection.close().await.ok();
+                return Ok(End::Finished);
             }
             let may_send = self.unanswered.len() < MAX_UNANSWERED && !self.shared.is_empty();
             tokio::select! {
-                frame = connection.next() => match frame {
-                    Some(Ok(frame)) => {
-                        self.last_received = Instant::now();
-                        match frame {
-                            ws::Frame::Text(text) | ws::Frame::Binary(text) => self.on_reply(wire.decode(&text)),
-                            ws::Frame::Ping(payload) => {
-                                if let Err(problem) = send(&mut connection, ws::Message::Pong(payload)).await {
-                                    return End::Lost(problem);
-                                }
-                            }
-                            ws::Frame::Close(reason) => return self.closed(format!("closed by the service: {reason:?}")),
-                            ws::Frame::Pong(_) | ws::Frame::Continuation(_) => {}
-                        }
+                received = connection.receive() => {
+                    self.last_received = Instant::now();
+                    match received {
+                        Received::Reply(reply) => self.on_reply(wire.decode(&reply)),
+                        Received::Ping(payload) => connection.pong(payload).await?,
+                        Received::Other => {}
+                        Received::Ended(how) => return self.ended(how),
                     }
-                    Some(Err(error)) => return self.closed(error.to_string()),
-                    None => return self.closed("the connection ended".to_owned()),
-                },
+                }
                 () = std::future::ready(()), if may_send => {
-                    if let Some(group) = self.shared.pop()
-                        && let Err(problem) = self.send_group(&mut connection, &wire, speech, group).await
-                    {
-                        return End::Lost(problem);
+                    if let Some(group) = self.shared.pop() {
+                        self.send_group(&mut connection, &wire, speech, group).await?;
                     }
                 }
                 () = self.shared.changed.notified() => {}
-                _ = ping.tick() => {
-                    if self.last_received.elapsed() > SILENCE {
-                        return End::Lost("the service does not answer".to_owned());
-                    }
-                    if let Err(problem) = send(&mut connection, ws::Message::Ping("live-meeting".into())).await {
-                        return End::Lost(problem);
-                    }
-                }
+                () = tokio::time::sleep_until(self.deadline().into()) => return Err("the service does not answer".to_owned()),
+                _ = ping.tick() => connection.ping().await?,
             }
         }
     }
 
+    /// When the connection counts as lost if nothing more comes.
+    fn deadline(&self) -> Instant {
+        let half_open = self.last_received + SILENCE;
+        if self.unanswered.is_empty() { half_open } else { half_open.min(self.last_progress + ANSWER_DEADLINE) }
+    }
+
     /// The other side ended it: after a time in which nothing was asked of it, that is no failure.
-    fn closed(&self, problem: String) -> End {
-        if self.unanswered.is_empty() && self.shared.is_empty() { End::Idle } else { End::Lost(problem) }
+    fn ended(&self, how: String) -> Result<End, String> {
+        if self.unanswered.is_empty() && self.shared.is_empty() { Ok(End::Idle) } else { Err(how) }
     }
 
     async fn send_group(
         &mut self,
-        connection: &mut Connection,
+        connection: &mut ServiceConnection,
         wire: &Arc<dyn WireFormat>,
         speech: &mut SpeechStream,
         group: Group,
@@ -360,9 +328,12 @@ impl Conversation<'_> {
         *speech = moved;
         for (payload, slice, encoded) in encoded {
             self.payloads += 1;
-            if let Err(problem) = send(connection, message(encoded)).await {
+            if let Err(problem) = connection.send(encoded).await {
                 self.shared.count_dropped(&group);
                 return Err(problem);
+            }
+            if self.unanswered.is_empty() {
+                self.last_progress = Instant::now();
             }
             self.unanswered.push_back((payload, slice.start_ms, slice.end_ms()));
         }
@@ -418,21 +389,8 @@ impl Conversation<'_> {
             Some(payload) => self.unanswered.iter().position(|(id, ..)| id == payload)?,
             None => 0,
         };
+        self.last_progress = Instant::now();
         self.unanswered.remove(position).map(|(_, start_ms, end_ms)| (start_ms, end_ms))
-    }
-}
-
-fn message(message: WireMessage) -> ws::Message {
-    match message {
-        WireMessage::Text(text) => ws::Message::Text(text.into()),
-        WireMessage::Binary(bytes) => ws::Message::Binary(bytes.into()),
-    }
-}
-
-async fn send(connection: &mut Connection, message: ws::Message) -> Result<(), String> {
-    match tokio::time::timeout(SEND_DEADLINE, connection.send(message)).await {
-        Ok(sent) => sent.map_err(|error| error.to_string()),
-        Err(_) => Err("the service does not read".to_owned()),
     }
 }
 

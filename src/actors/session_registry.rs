@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
@@ -27,6 +28,9 @@ use crate::session::event::SessionEvent;
 const MAILBOX_CAPACITY: usize = 1_024;
 /// How often spent tickets that have expired are forgotten.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long a stop waits for tracks that are sealed but not at their end.
+const STRAGGLERS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Tells connections apart, in logs and between actors. Counts from 1 at each start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -91,7 +95,7 @@ pub struct TrackEnded {
 #[rtype(result = "Vec<LiveTrack>")]
 pub struct GetLiveTracks;
 
-/// Lets nobody in any more and seals every track. Resolves when all of them have ended.
+/// Lets nobody in any more and seals every track. Resolves when all of them are sealed.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct StopTracks;
@@ -290,18 +294,22 @@ impl Handler<GetLiveTracks> for SessionRegistry {
 impl Handler<StopTracks> for SessionRegistry {
     type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, _: StopTracks, ctx: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, _: StopTracks, _: &mut Context<Self>) -> Self::Result {
         self.stopping = true;
-        let connections: Vec<ConnectionId> = self.live.keys().copied().collect();
-        for connection in connections {
-            self.finish(connection, EndReason::Shutdown, ctx);
-        }
+        let tracks: Vec<Addr<TrackActor>> = self.live.values().filter_map(|live| live.track.clone()).collect();
+        let sealed = join_all(tracks.into_iter().map(|track| async move { track.send(FinishTrack { reason: EndReason::Shutdown }).await }));
         let (done, idle) = oneshot::channel();
         if self.live.is_empty() {
             done.send(()).ok();
         } else {
             self.idle.push(done);
         }
-        Box::pin(async move { idle.await.unwrap_or(()) })
+        Box::pin(async move {
+            for error in sealed.await.into_iter().filter_map(Result::err) {
+                log::error!("a track died while it was finished error={error}");
+            }
+            // What is left is analysis that waits for its last answers, and handshakes that were under way.
+            tokio::time::timeout(STRAGGLERS_DEADLINE, idle).await.ok();
+        })
     }
 }

@@ -3,6 +3,9 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
 /// Whether a connection may be tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Permit {
@@ -17,11 +20,12 @@ pub struct CredentialGate {
     retry: Duration,
     /// When the key was refused, the time of the next try.
     next_try: Mutex<Option<Instant>>,
+    accepted: Notify,
 }
 
 impl CredentialGate {
     pub fn new(retry: Duration) -> Self {
-        Self { retry, next_try: Mutex::default() }
+        Self { retry, next_try: Mutex::default(), accepted: Notify::new() }
     }
 
     /// Asks before a try. While the key is refused, one asker in each period gets to go.
@@ -44,7 +48,16 @@ impl CredentialGate {
 
     /// The key was accepted: everybody may go. Says whether that is news.
     pub fn accepted(&self) -> bool {
-        self.lock().take().is_some()
+        let is_news = self.lock().take().is_some();
+        if is_news {
+            self.accepted.notify_waiters();
+        }
+        is_news
+    }
+
+    /// Resolves at the first acceptance after this call. Made before [`CredentialGate::permit`] is asked, it misses none.
+    pub fn acceptance(&self) -> Notified<'_> {
+        self.accepted.notified()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
@@ -54,6 +67,8 @@ impl CredentialGate {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
@@ -70,5 +85,17 @@ mod tests {
         assert!(gate.accepted());
         assert!(!gate.accepted());
         assert_eq!(gate.permit(at(303)), Permit::Go);
+    }
+
+    #[test]
+    fn who_waits_goes_as_soon_as_the_key_is_accepted() {
+        let gate = CredentialGate::new(Duration::from_secs(300));
+        let now = Instant::now();
+        gate.refused(now);
+        let acceptance = gate.acceptance();
+        assert_eq!(gate.permit(now), Permit::Wait(Duration::from_secs(300)));
+        assert!(gate.accepted());
+        assert_eq!(acceptance.now_or_never(), Some(()));
+        assert_eq!(gate.acceptance().now_or_never(), None, "that is over");
     }
 }

@@ -1,7 +1,7 @@
 //! Hume's legacy streaming wire, the predecessor's contract: base64 WAV in JSON, answered by prosody predictions.
 //!
 //! Hume itself switched its endpoint off in June 2026 (dev.hume.ai, expression measurement overview); proxies and self-hosted services speak it.
-//! Shapes and limits: `analysis.md` 1.3, from the vendor's SDKs.
+//! Shapes and limits: `docs/FACTS.md`, Hume, from the vendor's SDKs.
 
 use std::io::Cursor;
 use std::time::Duration;

@@ -3,6 +3,7 @@
 //! A service differs in its wire alone: [`WireFormat`] says how to open a conversation, how long a slice of speech it takes, what a slice looks
 //! like and what a reply means. Connections, queues and time are `HumeClientActor`'s.
 
+pub mod connection;
 pub mod gate;
 pub mod hume_legacy;
 pub mod speech_stream;

@@ -25,7 +25,7 @@ pub enum Verdict {
 
 /// Judges one connection once.
 ///
-/// LiveKit's egress always sends 48 kHz stereo (`livekit.md` 1.2), yet the predecessor's own example declares `channels=1`. So a handshake
+/// LiveKit's egress always sends 48 kHz stereo (`docs/FACTS.md`, egress socket), yet the predecessor's own example declares `channels=1`. So a handshake
 /// with LiveKit's content type that declares 48 kHz mono, and then delivers a steady 192 kB/s, is stereo.
 #[derive(Debug)]
 pub struct RateJudge {

@@ -63,6 +63,14 @@ impl Grouper {
         Self { format, limits, keep_audio, in_doubt: in_doubt.then(Vec::new), open }
     }
 
+    /// From now on nobody wants the audio, or somebody does.
+    pub fn keep_audio(&mut self, keep: bool) {
+        self.keep_audio = keep;
+        if !keep {
+            self.open.audio = Vec::new();
+        }
+    }
+
     /// Takes whole frames and returns the groups that became full.
     pub fn push(&mut self, pcm: &[u8]) -> Vec<Group> {
         if let Some(held) = &mut self.in_doubt {
@@ -168,6 +176,11 @@ mod tests {
         let groups = grouper.push(&ramp(8_000));
         assert_eq!((groups[0].bytes, groups[0].audio.len()), (8_000, 0));
         assert!(groups[0].peak > 0);
+        grouper.keep_audio(true);
+        grouper.push(&ramp(4_000));
+        grouper.keep_audio(false);
+        let groups = grouper.push(&ramp(4_000));
+        assert_eq!((groups[0].bytes, groups[0].audio.len()), (8_000, 0));
     }
 
     #[test]
