@@ -224,3 +224,22 @@ async fn an_end_is_final_and_the_rooms_next_life_is_another_session() {
         app.items("/api/v1/sessions?roomName=room").await.into_iter().map(|life| (life["meetingId"].clone(), life["status"].clone())).collect();
     assert_eq!(lives, [(json!("RM_2"), json!("ACTIVE")), (json!("RM_1"), json!("ENDED"))]);
 }
+
+#[tokio::test]
+async fn what_a_real_livekit_sent_is_understood() {
+    let app = TestApp::builder().start().await;
+    let captured = include_str!("fixtures/livekit-1.13.5.jsonl");
+    for body in captured.lines() {
+        assert_eq!(app.signed_webhook(body.as_bytes()).await.status, 204);
+    }
+    let session = session(&app, "RM_XfAmBoxwx9Mv").await;
+    assert_eq!((&session["status"], &session["roomName"]), (&json!("ENDED"), &json!("standup")));
+    let ana = &session["participants"][0];
+    assert_eq!((&ana["identity"], &ana["name"], &ana["kind"]), (&json!("ana"), &json!("Ana"), &json!("STANDARD")));
+    assert!(ana["joinedAt"].is_string() && ana["leftAt"].is_string(), "{ana}");
+    let tracks = app.items("/api/v1/sessions/RM_XfAmBoxwx9Mv/tracks").await;
+    assert_eq!((&tracks[0]["sid"], &tracks[0]["kind"]), (&json!("TR_AMgiMrhiwfLqnk"), &json!("AUDIO")));
+    assert_eq!((&tracks[0]["source"], &tracks[0]["mimeType"]), (&json!("MICROPHONE"), &json!("audio/red")));
+    assert!(tracks[0]["publishedAt"].is_string() && tracks[0]["unpublishedAt"].is_string(), "{}", tracks[0]);
+    assert!(!app.log().contains("not understood"));
+}

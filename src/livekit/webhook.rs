@@ -102,15 +102,23 @@ pub fn parse(body: &[u8], now: SystemTime) -> Understood {
     }
 }
 
-/// The body as it may be stored: without the tickets that LiveKit repeats in `egressInfo` (`docs/FACTS.md`, egress socket).
+/// The body as it may be stored: without the tickets that LiveKit repeats in `egressInfo`, and without the TURN password of its rooms
+/// (`docs/FACTS.md`, egress socket and webhooks).
 pub fn storable_body(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body).replace('\0', "\u{2400}");
-    let mut parts = text.split("ticket=");
+    let in_url = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '%');
+    let without_tickets = scrub(&text, "ticket=", in_url);
+    scrub(&without_tickets, "\"turnPassword\":\"", |c| c != '"')
+}
+
+/// Replaces what follows each `mark`, as far as `is_secret` goes.
+fn scrub(text: &str, mark: &str, is_secret: impl Fn(char) -> bool) -> String {
+    let mut parts = text.split(mark);
     let mut scrubbed = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        let end = part.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '%'))).unwrap_or(part.len());
-        scrubbed.push_str("ticket={...}");
-        scrubbed.push_str(part.get(end..).unwrap_or_default());
+        scrubbed.push_str(mark);
+        scrubbed.push_str("{...}");
+        scrubbed.push_str(part.trim_start_matches(&is_secret));
     }
     scrubbed
 }
@@ -361,9 +369,11 @@ mod tests {
     }
 
     #[test]
-    fn stored_bodies_hold_no_ticket() {
+    fn stored_bodies_hold_no_secret() {
         let body = br#"{"url":"wss://h/egress-audio?roomName=r&ticket=v1.abc-_%3D.def&x=1","other":"ticket=zz"}"#;
         assert_eq!(storable_body(body), r#"{"url":"wss://h/egress-audio?roomName=r&ticket={...}&x=1","other":"ticket={...}"}"#);
+        let body = br#"{"room":{"sid":"RM_1","turnPassword":"p,w:}1","name":"r"}}"#;
+        assert_eq!(storable_body(body), r#"{"room":{"sid":"RM_1","turnPassword":"{...}","name":"r"}}"#);
         assert_eq!(storable_body(b"a\0b"), "a\u{2400}b");
     }
 }
