@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::egress_peer::{EgressPeer, Handshake, counter_pcm};
+use crate::support::egress_peer::{EgressPeer, GORILLA_WRITE_BUFFER, Handshake, counter_pcm};
 use crate::support::test_app::{TestApp, read_wav};
 
 const PATH: &str = "/egress-audio?roomName=room&participant=ana&trackId=TR_1";
@@ -75,7 +75,7 @@ async fn messages_of_any_size_and_shape_keep_every_byte() {
     for size in sizes.iter().cycle() {
         let (message, tail) = rest.split_at((*size).min(rest.len()));
         match *size {
-            5_000 => peer.send_fragmented(message, 4_096).await.unwrap(),
+            5_000 => peer.send_fragmented(message, GORILLA_WRITE_BUFFER).await.unwrap(),
             _ => peer.send_binary(message).await.unwrap(),
         }
         peer.send_binary(b"").await.unwrap();

@@ -104,6 +104,10 @@ impl<S> WsGuard<S> {
     /// Judges a frame by its header, in the light of the message it belongs to.
     fn judge(&mut self, header: Header, now: Instant) -> Result<(), Violation> {
         let Header { fin, opcode, payload_bytes, .. } = header;
+        // Any frame tells, also a ping that keeps the connection alive.
+        if self.message.as_ref().is_some_and(|message| now > message.deadline) {
+            return Err(Violation::Protocol("a message that takes too long"));
+        }
         let limit = match opcode {
             CLOSE | PING | PONG if !fin => return Err(Violation::Protocol("a control frame in fragments")),
             CLOSE | PING | PONG if payload_bytes > CONTROL_BYTES => return Err(Violation::Protocol("a control frame over 125 bytes")),
@@ -127,9 +131,6 @@ impl<S> WsGuard<S> {
         }
         if !fin && payload_bytes == 0 {
             return Err(Violation::Protocol("an empty fragment"));
-        }
-        if now > message.deadline {
-            return Err(Violation::Protocol("a message that takes too long"));
         }
         if fin {
             self.message = None;
@@ -358,6 +359,26 @@ mod tests {
     async fn fragments_and_control_frames_between_them_are_fine() {
         let frames = [frame(false, BINARY, 4_096), frame(true, PING, 4), frame(true, CONTINUATION, 904), frame(true, CLOSE, 0)];
         assert_eq!(guarded(vec![frames.concat()]).await, (frames.iter().map(|frame| Bytes::from(frame.clone())).collect(), None));
+    }
+
+    #[actix_rt::test]
+    async fn a_message_must_be_whole_in_time_whatever_comes_between() {
+        tokio::time::pause();
+        let violation = Rc::new(Cell::new(None));
+        let pieces = stream::iter([frame(false, BINARY, 10), frame(true, PING, 4)]).then(async |piece| {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            Ok(Bytes::from(piece))
+        });
+        let late = stream::once(async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Ok(Bytes::from(frame(true, PING, 4)))
+        });
+        let mut guard = WsGuard::new(Box::pin(pieces.chain(late)), LIMITS, Rc::clone(&violation));
+        let mut frames = 0;
+        while let Some(Ok(_)) = guard.next().await {
+            frames += 1;
+        }
+        assert_eq!((frames, violation.get()), (2, Some(Violation::Protocol("a message that takes too long"))));
     }
 
     #[actix_rt::test]

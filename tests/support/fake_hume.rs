@@ -168,14 +168,6 @@ impl FakeHume {
         self.state().handshakes
     }
 
-    pub fn connections(&self) -> usize {
-        self.shared.state.borrow().connections
-    }
-
-    pub fn configurations(&self) -> Vec<Configuration> {
-        self.state().configurations
-    }
-
     pub fn payloads(&self) -> Vec<Payload> {
         self.state().payloads
     }

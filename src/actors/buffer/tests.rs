@@ -7,10 +7,11 @@ use crate::audio::window::GroupLimits;
 use crate::recording::pipeline_log::PipelineLog;
 
 /// What the probe writer is asked, and how it may answer.
-type Asked = tokio::sync::mpsc::UnboundedReceiver<(Vec<Piece>, oneshot::Sender<Result<Appended, RecordingError>>)>;
+type Question = (Vec<Piece>, oneshot::Sender<Result<Appended, RecordingError>>);
+type Asked = tokio::sync::mpsc::UnboundedReceiver<Question>;
 
 /// A writer that answers when the test says so.
-struct ProbeWriter(tokio::sync::mpsc::UnboundedSender<(Vec<Piece>, oneshot::Sender<Result<Appended, RecordingError>>)>);
+struct ProbeWriter(tokio::sync::mpsc::UnboundedSender<Question>);
 
 impl Actor for ProbeWriter {
     type Context = Context<Self>;
@@ -92,7 +93,7 @@ impl Bench {
         self.buffer.send(PushAudio { audio, arrived: Instant::now(), arrived_at: Utc::now() }).await.expect("alive");
     }
 
-    async fn next(&mut self) -> (Vec<Piece>, oneshot::Sender<Result<Appended, RecordingError>>) {
+    async fn next(&mut self) -> Question {
         tokio::time::timeout(Duration::from_secs(20), self.asked.recv()).await.expect("an append in time").expect("a writer")
     }
 
