@@ -12,6 +12,7 @@ use crate::livekit::rooms;
 
 /// Exits with 1 if anything is at fault.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = "Exits with 1 if anything is at fault. Makes neither keys nor a database.")]
 pub struct CheckArgs {
     #[command(flatten)]
     config: ConfigArg,

@@ -31,12 +31,15 @@ const SPEAKERS: [(&str, &[u8]); 2] = [("ana", include_bytes!("../../assets/ana.w
 /// Who is muted in the middle, and for how long.
 const MUTED: &str = "bruno";
 const MUTED_FOR: Duration = Duration::from_secs(2);
-/// How long before the audio that it speaks of LiveKit's mute text comes (`livekit.md` 1.3).
+/// How long before the audio that it speaks of LiveKit's mute text comes (`docs/FACTS.md`, egress socket).
 const TEXT_LEAD: Duration = Duration::from_secs(2);
 
 /// Starts a server on the embedded database, plays LiveKit's part with signed webhooks and two recordings, prints what was recorded, and goes on
 /// serving. Keeps everything under storage/demo.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_long_help = "Starts a server on the embedded database, plays LiveKit's part with signed webhooks and two recordings,\nprints what was recorded, and goes on serving. PORT and the rest of the configuration are honoured,\nand everything is kept under storage/demo."
+)]
 pub struct DemoArgs {
     /// Exit after the meeting instead of serving on
     #[arg(long)]

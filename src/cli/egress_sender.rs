@@ -1,4 +1,4 @@
-//! Sends audio as LiveKit's egress does (`livekit.md` section 1): for the demonstration, and for operators who try a deployment.
+//! Sends audio as LiveKit's egress does (`docs/FACTS.md`, egress socket): for the demonstration, and for operators who try a deployment.
 
 use std::time::Duration;
 

@@ -38,7 +38,7 @@ pub async fn until_told(server: Server, signals: &mut Signals) {
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// Held so that a file over its limit is an error and not the process's end (`reliability.md` F11).
+    /// Held so that a file over its limit is an error and not the process's end (`docs/FACTS.md`, F11).
     _file_size: Signal,
 }
 

@@ -86,11 +86,14 @@ impl<'a> Reader<'a> {
         let key = Key { section, name };
         let written = self.claim(key).map(|value| (self.file.clone(), Raw::File(value)));
         let (origin, raw) = self.variable(key, variables).or(written).unzip();
-        self.taken.insert(key, Taken {
-            origin,
-            #[cfg(test)]
-            is_secret: false,
-        });
+        self.taken.insert(
+            key,
+            Taken {
+                origin,
+                #[cfg(test)]
+                is_secret: false,
+            },
+        );
         parse(&raw?).map_err(|problem| self.fault(section, name, &problem)).ok()
     }
 
@@ -102,11 +105,14 @@ impl<'a> Reader<'a> {
             self.faults.push(Fault { key: key.to_string(), origin: self.file.clone(), problem });
         }
         let (origin, raw) = self.variable(key, &[variable]).unzip();
-        self.taken.insert(key, Taken {
-            origin,
-            #[cfg(test)]
-            is_secret: true,
-        });
+        self.taken.insert(
+            key,
+            Taken {
+                origin,
+                #[cfg(test)]
+                is_secret: true,
+            },
+        );
         let Raw::Variable(text) = raw? else { return None };
         if text.chars().count() < min_chars {
             self.fault(section, name, &format!("is too short, expected at least {min_chars} characters"));

@@ -1,0 +1,207 @@
+//! How the server ends: everything sealed, everybody told.
+
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::egress_peer::{BINARY, CloseSeen, EgressPeer, counter_pcm, frame};
+use crate::support::test_app::{TestApp, parse_response, read_wav};
+
+/// 10 s are promised (`docs/FACTS.md`, I7); four times that decide.
+const PROMISED: Duration = Duration::from_secs(10);
+
+async fn connect(app: &TestApp, participant: &str) -> EgressPeer {
+    EgressPeer::connect(app.addr, &format!("/egress-audio?roomName=room&participant={participant}&trackId=TR_{participant}")).await.unwrap()
+}
+
+/// The PCM of the only segment of each participant's recording, by participant, after asserting how it ended.
+async fn sealed(app: &TestApp, end_reason: &str) -> Vec<(String, Vec<u8>)> {
+    let items = app.items("/api/v1/recordings").await;
+    let pcm = |item: &Value| {
+        let segments = item["segments"].as_array().unwrap();
+        assert_eq!((segments.len(), segments[0]["endReason"].as_str()), (1, Some(end_reason)), "{item}");
+        assert!(item["endedAt"].is_string() && segments[0]["endedAt"].is_string(), "{item}");
+        let pcm = read_wav(&app.audio_dir().join(segments[0]["path"].as_str().unwrap())).1;
+        assert_eq!(segments[0]["bytes"].as_u64(), Some(pcm.len() as u64), "{item}");
+        (item["participant"].as_str().unwrap().to_owned(), pcm)
+    };
+    let mut sealed: Vec<_> = items.iter().map(pcm).collect();
+    sealed.sort();
+    sealed
+}
+
+#[track_caller]
+fn assert_told(close: &CloseSeen) {
+    assert_eq!((close.close_frame, close.code, close.reason.as_str()), (true, Some(1012), "shutdown"), "{close:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_seals_twenty_tracks_and_their_rows_and_tells_each_peer() {
+    let app = TestApp::builder().open().start().await;
+    let (zeros, more) = (vec![0; 96_000], counter_pcm(48_000 * 60, 1_000_000));
+    let mut peers = Vec::new();
+    let mut expected = Vec::new();
+    for number in 0..20 {
+        let participant = format!("p{number:02}");
+        let mut pcm = counter_pcm(24_000 + 333, number);
+        let mut peer = connect(&app, &participant).await;
+        peer.send_pcm(&pcm).await.unwrap();
+        if number == 0 {
+            peer.mute(true).await.unwrap();
+            peer.send_pcm(&zeros).await.unwrap();
+            pcm.extend(&zeros);
+        }
+        app.received(&participant, pcm.len()).await;
+        if number == 1 {
+            // In mid-message: half a frame of the next.
+            peer.send_raw(&frame(BINARY, true, &[7; 1_920], true)[..960]).await.unwrap();
+        }
+        peers.push(peer);
+        expected.push((participant, pcm));
+    }
+    // The first ten have nothing more to say; the others speak on until they are stopped.
+    let waiting = peers.into_iter().enumerate().map(|(number, mut peer)| {
+        let more = more.clone();
+        tokio::spawn(async move {
+            if number >= 10 {
+                peer.send_realtime(&more).await.expect_err("the server closes first");
+            }
+            peer.expect_close().await
+        })
+    });
+    let waiting: Vec<_> = waiting.collect();
+    let (status, took, stopped) = app.terminate().await;
+    assert_eq!(status.code(), Some(0), "{}", stopped.log);
+    println!("20 tracks were sealed in {took:?}");
+    assert!(took < 4 * PROMISED, "{took:?}");
+    for told in waiting {
+        assert_told(&told.await.unwrap());
+    }
+    let app = stopped.restart().await;
+    assert!(!app.log().contains("left open"), "every row was final: {}", app.log());
+    let sealed = sealed(&app, "shutdown").await;
+    assert_eq!((sealed.len(), app.wav_files().len()), (20, 20));
+    for ((participant, pcm), (name, before)) in sealed.into_iter().zip(expected) {
+        assert_eq!(participant, name);
+        if name.as_str() < "p10" {
+            assert!(pcm == before, "{name}: {} of {} bytes", pcm.len(), before.len());
+        } else {
+            let (head, tail) = pcm.split_at(before.len());
+            assert!(head == before && *tail == more[..tail.len()], "{name}: {} bytes", pcm.len());
+        }
+    }
+    let tracks = app.items("/api/v1/sessions/room/tracks").await;
+    let muted = tracks.iter().find(|track| track["participant"] == "p00").unwrap();
+    assert!(muted["muteSpans"][0]["endMs"].is_number(), "the mute span is closed: {muted}");
+}
+
+#[tokio::test]
+async fn nobody_new_gets_in_while_the_server_stops() {
+    let app = TestApp::builder().open().start().await;
+    let pcm = counter_pcm(24_000, 1);
+    let mut peer = connect(&app, "ana").await;
+    peer.send_pcm(&pcm).await.unwrap();
+    app.received("ana", pcm.len()).await;
+    let recording_is_there = async || app.items("/api/v1/recordings").await.first().map(drop);
+    app.eventually("its row is there", recording_is_there).await;
+    let handshake = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13";
+    let request = format!("GET /egress-audio?roomName=new HTTP/1.1\r\nHost: {}\r\n{handshake}\r\n\r\n", app.addr);
+    let mut early = TcpStream::connect(app.addr).await.unwrap();
+    // Answered, so that the connection is the server's by now.
+    early.write_all(format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", app.addr).as_bytes()).await.unwrap();
+    assert!(!until_brace(&mut early).await.is_empty());
+    // A locked database holds the end up for as long as rows are waited for.
+    let mut database = app.database();
+    database.batch_execute("BEGIN IMMEDIATE").unwrap();
+    app.signal(Signal::TERM);
+    assert_told(&{
+        app.logged("stopping:").await;
+        let start = Instant::now();
+        let mut late = TcpStream::connect(app.addr).await;
+        early.write_all(request.as_bytes()).await.unwrap();
+        let answer = until_brace(&mut early).await;
+        parse_response(&answer, false).assert_problem(503, "shuttingDown");
+        if let Ok(late) = &mut late {
+            late.write_all(request.as_bytes()).await.ok();
+            assert_eq!(String::from_utf8_lossy(&until_brace(late).await), "", "a connection that comes now is not answered");
+        }
+        let close = peer.expect_close().await;
+        assert!(start.elapsed() < 4 * PROMISED, "{:?}", start.elapsed());
+        close
+    });
+    let mut app = app;
+    let status = tokio::time::timeout(4 * PROMISED, app.child.wait()).await.expect("it ends").unwrap();
+    assert_eq!(status.code(), Some(0), "{}", app.log());
+    assert!(read_wav(&app.wav_file()).1 == pcm, "sealed without the database");
+    database.batch_execute("COMMIT").unwrap();
+    let app = TestApp::builder().open().dir(&app.dir).start().await;
+    assert!(sealed(&app, "crashed").await == [("ana".to_owned(), pcm)], "the row is made final by the next start");
+}
+
+/// What comes until the end of a JSON body, or of the connection.
+async fn until_brace(stream: &mut TcpStream) -> Vec<u8> {
+    let mut raw = Vec::new();
+    while !raw.ends_with(b"}") {
+        match tokio::time::timeout(4 * PROMISED, stream.read_buf(&mut raw)).await.expect("an answer or an end") {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+    }
+    raw
+}
+
+#[tokio::test]
+async fn a_second_sigterm_ends_at_once_and_files_are_still_valid() {
+    let app = TestApp::builder().open().start().await;
+    let pcm = counter_pcm(24_000, 1);
+    let mut peer = connect(&app, "ana").await;
+    peer.send_pcm(&pcm).await.unwrap();
+    let written = async || (app.live("ana").await?["recordedBytes"].as_u64()? == pcm.len() as u64).then_some(());
+    app.eventually("it is written", written).await;
+    let recording_is_there = async || app.items("/api/v1/recordings").await.first().map(drop);
+    app.eventually("its row is there", recording_is_there).await;
+    let mut database = app.database();
+    database.batch_execute("BEGIN IMMEDIATE").unwrap();
+    app.signal(Signal::TERM);
+    app.logged("stopping:").await;
+    app.signal(Signal::TERM);
+    let start = Instant::now();
+    let mut app = app;
+    let status = app.child.wait().await.unwrap();
+    assert_eq!(status.code(), Some(1), "{}", app.log());
+    // Rows would have been waited for, for 2 s.
+    assert!(start.elapsed() < Duration::from_millis(1_500), "{:?}", start.elapsed());
+    assert!(read_wav(&app.wav_file()).1 == pcm, "before any repair");
+    drop(database);
+    let app = TestApp::builder().open().dir(&app.dir).start().await;
+    assert!(sealed(&app, "crashed").await == [("ana".to_owned(), pcm)]);
+}
+
+#[tokio::test]
+async fn sigint_works_like_sigterm() {
+    let mut app = TestApp::builder().open().start().await;
+    let pcm = counter_pcm(24_000, 1);
+    let mut peer = connect(&app, "ana").await;
+    peer.send_pcm(&pcm).await.unwrap();
+    app.received("ana", pcm.len()).await;
+    app.signal(Signal::INT);
+    assert_told(&peer.expect_close().await);
+    let status = tokio::time::timeout(4 * PROMISED, app.child.wait()).await.expect("it ends").unwrap();
+    assert_eq!(status.code(), Some(0), "{}", app.log());
+    let app = TestApp::builder().open().dir(&app.dir).start().await;
+    assert!(sealed(&app, "shutdown").await == [("ana".to_owned(), pcm)]);
+}
+
+#[tokio::test]
+async fn sigterm_without_a_track_is_a_quick_and_clean_end() {
+    let app = TestApp::builder().start().await;
+    let (status, took, stopped) = app.terminate().await;
+    assert_eq!(status.code(), Some(0), "{}", stopped.log);
+    assert!(took < 4 * Duration::from_secs(1), "{took:?}");
+    assert!(stopped.log.contains("stopping:") && !stopped.log.contains("ERROR"), "{}", stopped.log);
+    assert!(std::fs::read_dir(stopped.dir.path()).unwrap().count() == 1, "only the storage is left");
+}
