@@ -1,6 +1,6 @@
 //! Tickets that open the ingest: `v1.<payload>.<mac>`, signed with HMAC-SHA256 by a key of their own.
 //!
-//! LiveKit's egress can carry a credential only in the URL, and repeats that URL in webhooks and logs (`livekit.md` 1.10). So a ticket is bound to
+//! LiveKit's egress can carry a credential only in the URL, and repeats that URL in webhooks and logs (`docs/FACTS.md`, egress socket). So a ticket is bound to
 //! one track, opens one connection, and is worth nothing ten minutes after it was made.
 
 use std::time::Duration;

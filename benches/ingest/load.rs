@@ -1,6 +1,6 @@
 //! The load: LiveKit's track egress, many times, from one process and as few threads as keep the schedule.
 //!
-//! What each connection sends is livekit.md 1.1 to 1.3 and 1.8: the handshake of Go's client, one masked binary message of
+//! What each connection sends is docs/FACTS.md, egress socket to 1.3 and 1.8: the handshake of Go's client, one masked binary message of
 //! 1,920 bytes each 10 ms, an empty Close at the end. Contract: all of it is the same for every sink, and costs little beside it.
 
 use std::io::{self, Read, Write};

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 pub const HEADER_BYTES: usize = 44;
-/// One message of LiveKit's egress: 10 ms of 48 kHz stereo, 16 bits (livekit.md 1.2).
+/// One message of LiveKit's egress: 10 ms of 48 kHz stereo, 16 bits (docs/FACTS.md, egress socket).
 pub const BYTES_PER_CHUNK: usize = 1920;
 const FRAMES_PER_CHUNK: u32 = 480;
 /// Room between the counters of two tracks, in bits: 21 s of audio before one runs into its neighbour's range.

@@ -1,6 +1,6 @@
 //! Supervision that works: a child is rebuilt from a factory, its panic is seen, and its restarts have a budget.
 //!
-//! actix's own `Supervisor` reuses the dying instance, restarts without delay or limit, and does not see panics (`reliability.md` F3).
+//! actix's own `Supervisor` reuses the dying instance, restarts without delay or limit, and does not see panics (`docs/FACTS.md`, F3).
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! One WAV file that is valid at every instant.
 //!
 //! Data goes first, then one 44-byte write of the whole header: a reader, and a crash, may see the header lag behind the data by one append,
-//! which every player takes for a slightly shorter file, but never a header that promises too much (`reliability.md` 5.1). Writes are
+//! which every player takes for a slightly shorter file, but never a header that promises too much (`docs/FACTS.md`, WAV readers). Writes are
 //! positional, so a failed append can be tried again as it was.
 //!
 //! A 4 KiB block of the file that holds only zeros is never written: it reads as the silence it is, and costs no disk.

@@ -1,6 +1,6 @@
 //! The canonical 44-byte RIFF header of a PCM WAV file.
 //!
-//! Not RF64 and not WAVE_FORMAT_EXTENSIBLE: Python's `wave` rejects the one and analysis services the other (`reliability.md` 5.1, `analysis.md` 1.2).
+//! Not RF64 and not WAVE_FORMAT_EXTENSIBLE: Python's `wave` rejects the one and analysis services the other (`docs/FACTS.md`, WAV readers).
 
 use crate::audio::format::PcmFormat;
 

@@ -1,6 +1,6 @@
 //! What an event changes, such that every order and every repetition of the same events ends in the same state.
 //!
-//! LiveKit promises no order between its queues and repeats what it is not sure of (`livekit.md` 2.2). So nothing here depends on what came
+//! LiveKit promises no order between its queues and repeats what it is not sure of (`docs/FACTS.md`, webhooks). So nothing here depends on what came
 //! before: times only move to the earlier one, endings are final for their SID, and a description is replaced only by a later one.
 
 use chrono::{DateTime, Utc};
