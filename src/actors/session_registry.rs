@@ -137,6 +137,13 @@ struct Live {
     track: Option<Addr<TrackActor>>,
 }
 
+impl Live {
+    /// A handshake whose client went before its track was made: nobody else knows of it.
+    fn is_abandoned(&self) -> bool {
+        self.track.is_none() && Arc::strong_count(&self.stats) == 1
+    }
+}
+
 impl SessionRegistry {
     pub fn new(store: Store, stall_after: Duration) -> Self {
         Self {
@@ -168,7 +175,10 @@ impl Actor for SessionRegistry {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
-        ctx.run_interval(SWEEP_INTERVAL, |registry, _| registry.spent.retain(|_, expires| *expires > Utc::now()));
+        ctx.run_interval(SWEEP_INTERVAL, |registry, _| {
+            registry.spent.retain(|_, expires| *expires > Utc::now());
+            registry.live.retain(|_, live| !live.is_abandoned());
+        });
     }
 }
 
@@ -221,6 +231,7 @@ impl Handler<ReserveTrack> for SessionRegistry {
         if let Some(other) = key.as_ref().and_then(|key| self.by_track.get(key)).copied()
             && let Some(live) = self.live.get(&other)
             && !live.stats.draining.load(Relaxed)
+            && !live.is_abandoned()
         {
             if live.stats.idle() <= self.stall_after {
                 return Err(Refusal::TrackIsLive);

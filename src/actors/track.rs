@@ -140,6 +140,8 @@ pub struct TrackActor {
     children: Option<Children>,
     socket: Option<Recipient<CloseSocket>>,
     finishing: Vec<oneshot::Sender<()>>,
+    /// Earlier segments that are not sealed yet.
+    sealing: Vec<oneshot::Receiver<()>>,
     /// Byte positions from a mute text to the next unmute text.
     mute_spans: Vec<(u64, Option<u64>)>,
     spent: Option<oneshot::Receiver<()>>,
@@ -165,6 +167,7 @@ impl TrackActor {
             children: None,
             socket: None,
             finishing: Vec::new(),
+            sealing: Vec::new(),
             mute_spans: Vec::new(),
             spent: Some(spent),
             lifeline: watch::Sender::new(()),

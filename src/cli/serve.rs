@@ -15,10 +15,20 @@ pub struct ServeArgs {
 
 pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
+    raise_file_limit();
     let mut signals = Signals::listen()?;
     let server = app::start(config).await?;
     until_told(server, &mut signals).await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Every track takes a socket and a file, and the usual soft limit is 1,024: takes what the system allows.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        log::warn!("the limit of open files stays as it is limit={:?} error={error}", limit.current);
+    }
 }
 
 /// Serves until a signal, and then stops; a second signal ends the process at once, which every recording survives.

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
+use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
 
-use super::ending::DRAIN_DEADLINE;
 use super::phase::TrackEvent;
 use super::rows::TrackIdentity;
 use super::{SegmentFull, Service, TrackActor, WriterFailed};
@@ -162,17 +162,21 @@ impl TrackActor {
         Self::watch(ChildKind::Writer, generation, runs, ctx);
         let Some(children) = &self.children else { return };
         let next = self.use_writer(&children.writer);
-        let turn = async move {
-            // A dead or broken writer cannot finish: the rows' task then measures the file itself.
-            if let Err(error) = tokio::time::timeout(DRAIN_DEADLINE, old.send(FinishSegment { reason })).await {
-                log::error!("a segment was not finished in time error={error}");
-            }
-            buffer.send(next).await
-        };
-        ctx.spawn(turn.into_actor(self).map(|told, track, ctx| {
+        // Sealing a long file may take seconds: the buffer goes on meanwhile.
+        let (done, sealed) = oneshot::channel();
+        self.sealing.push(sealed);
+        ctx.spawn(async move { buffer.send(next).await }.into_actor(self).map(|told, track, ctx| {
             if told.is_err() {
                 track.on(TrackEvent::End(EndReason::Failed), ctx);
             }
+        }));
+        let finished = async move { old.send(FinishSegment { reason }).await };
+        ctx.spawn(finished.into_actor(self).map(move |finished, track, _| {
+            if let Err(error) = finished {
+                // A dead writer cannot finish: the rows' task measures the file itself.
+                log::warn!("a segment was not finished by its writer connection={} error={error}", track.params.connection);
+            }
+            done.send(()).ok();
         }));
     }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use actix::prelude::*;
+use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
 use super::phase::TrackEvent;
@@ -15,7 +16,7 @@ use crate::actors::wav_writer::FinishSegment;
 use crate::db::rows::EndReason;
 
 /// How long the buffer may take to empty itself, and a segment to be sealed, when the track ends: both within a shutdown's 10 s.
-pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(4);
+const DRAIN_DEADLINE: Duration = Duration::from_secs(4);
 /// How long the end waits for the rows; they go on without it.
 const ROWS_DEADLINE: Duration = Duration::from_secs(2);
 /// How long the service may take to answer what is left.
@@ -37,13 +38,17 @@ impl TrackActor {
                 }
                 track.finish_analysis(reason, ctx);
                 let writer = track.children.as_ref().map(|children| children.writer.addr().clone());
-                async move {
-                    match writer {
-                        Some(writer) => tokio::time::timeout(DRAIN_DEADLINE, writer.send(FinishSegment { reason })).await.is_ok(),
-                        None => true,
+                let earlier = join_all(std::mem::take(&mut track.sealing));
+                let sealed = async move {
+                    earlier.await;
+                    if let Some(writer) = writer
+                        && let Err(error) = writer.send(FinishSegment { reason }).await
+                    {
+                        // It is dead and has sealed nothing: the rows' task measures the file.
+                        log::warn!("a segment was not finished by its writer error={error}");
                     }
-                }
-                .into_actor(track)
+                };
+                async move { tokio::time::timeout(DRAIN_DEADLINE, sealed).await.is_ok() }.into_actor(track)
             })
             .then(|sealed, track, _| {
                 if !sealed {

@@ -1,9 +1,12 @@
 //! The rows of one track, in order, for as long as the database takes: rows follow, the recording never waits for them.
 //!
 //! A task of the store owns the order; it outlives the actors. What it cannot write it tries again, so a database that is down for a while
-//! costs nothing but memory for a few small messages.
+//! costs nothing but memory for a few small messages. Only measurements could become many, so they have a bound.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -18,6 +21,8 @@ use crate::recording::path::below;
 use crate::recording::repair::repair;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// Replies of an analysis service that wait for the database: ten minutes of them, in groups of 2 s.
+const MAX_MEASURED: usize = 300;
 const MAX_RETRY: Duration = Duration::from_secs(5);
 
 /// Whose rows they are.
@@ -66,15 +71,26 @@ enum RowOp {
 #[derive(Debug, Clone)]
 pub struct RowLog {
     ops: mpsc::UnboundedSender<RowOp>,
+    measured_waiting: Arc<AtomicUsize>,
 }
 
 impl RowLog {
     /// `spent` is told when the connection's ticket turns out to have opened another before.
     pub fn start(store: Store, audio_dir: PathBuf, identity: TrackIdentity, ticket: Option<TicketId>, spent: oneshot::Sender<()>) -> Self {
         let (ops, received) = mpsc::unbounded_channel();
-        let keeper = Keeper { store: store.clone(), audio_dir, identity, ticket, recording: None, open: None, spent: Some(spent) };
+        let measured_waiting = Arc::<AtomicUsize>::default();
+        let keeper = Keeper {
+            store: store.clone(),
+            audio_dir,
+            identity,
+            ticket,
+            recording: None,
+            open: Vec::new(),
+            measured_waiting: Arc::clone(&measured_waiting),
+            spent: Some(spent),
+        };
         store.spawn(keeper.run(received));
-        Self { ops }
+        Self { ops, measured_waiting }
     }
 
     pub fn segment_opened(&self, segment: OpenedSegment) {
@@ -90,8 +106,14 @@ impl RowLog {
         self.put(RowOp::Facts(facts));
     }
 
+    /// Behind a database that is down, [`MAX_MEASURED`] of them wait; what comes then is dropped, and said.
     pub fn measured(&self, measured: Vec<Measured>) {
-        self.put(RowOp::Measured(measured));
+        if self.measured_waiting.fetch_add(1, Relaxed) < MAX_MEASURED {
+            self.put(RowOp::Measured(measured));
+        } else {
+            self.measured_waiting.fetch_sub(1, Relaxed);
+            log::error!("measurements are lost: the database has been away for too long");
+        }
     }
 
     /// Ends the recording's row.
@@ -122,8 +144,9 @@ struct Keeper {
     /// Goes on the row of the connection's first segment.
     ticket: Option<TicketId>,
     recording: Option<OpenedRecording>,
-    /// The segment whose end nobody has reported yet.
-    open: Option<OpenedSegment>,
+    /// The segments whose end nobody has reported yet: the one that is written, one that is being sealed, and those of writers that died.
+    open: Vec<OpenedSegment>,
+    measured_waiting: Arc<AtomicUsize>,
     spent: Option<oneshot::Sender<()>>,
 }
 
@@ -137,14 +160,9 @@ impl Keeper {
 
     async fn apply(&mut self, op: RowOp) {
         match op {
-            RowOp::Opened(segment) => {
-                self.close_abandoned().await;
-                self.open_segment(segment).await;
-            }
+            RowOp::Opened(segment) => self.open_segment(segment).await,
             RowOp::Closed(closed) => {
-                if self.open.as_ref().is_some_and(|open| open.id == closed.id) {
-                    self.open = None;
-                }
+                self.open.retain(|open| open.id != closed.id);
                 self.insist("segment", |store| store.close_segment(closed.clone())).await;
             }
             RowOp::Facts(facts) => {
@@ -155,6 +173,7 @@ impl Keeper {
                 }
             }
             RowOp::Measured(measured) => {
+                self.measured_waiting.fetch_sub(1, Relaxed);
                 if let Some(recording) = &self.recording {
                     let rows: Vec<NewMeasurement> = measured.into_iter().map(|measured| measurement(measured, recording)).collect();
                     self.insist("measurements", |store| store.add_measurements(rows.clone())).await;
@@ -208,28 +227,29 @@ impl Keeper {
                 }
             }
         }
-        self.open = Some(segment);
+        self.open.push(segment);
     }
 
-    /// A writer that died has left its segment open: the file itself knows its length.
+    /// Writers that died have left their segments open: the files themselves know their length.
     async fn close_abandoned(&mut self) {
-        let Some(segment) = self.open.take() else { return };
-        let path = below(&self.audio_dir, &segment.path);
-        let repaired = tokio::task::spawn_blocking(move || path.map(|path| repair(&path))).await;
-        let Ok(Some(Ok(repaired))) = repaired else {
-            log::error!("a segment whose writer died cannot be read segment_id={} path={:?}", segment.id, segment.path);
-            return;
-        };
-        let closed = ClosedSegment {
-            id: segment.id,
-            format: repaired.format,
-            frames: repaired.sealed.frames,
-            bytes: repaired.sealed.bytes,
-            ended_at: Utc::now(),
-            reason: EndReason::Failed,
-            gaps: Vec::new(),
-        };
-        self.insist("segment", |store| store.close_segment(closed.clone())).await;
+        for segment in std::mem::take(&mut self.open) {
+            let path = below(&self.audio_dir, &segment.path);
+            let repaired = tokio::task::spawn_blocking(move || path.map(|path| repair(&path))).await;
+            let Ok(Some(Ok(repaired))) = repaired else {
+                log::error!("a segment whose writer died cannot be read segment_id={} path={:?}", segment.id, segment.path);
+                continue;
+            };
+            let closed = ClosedSegment {
+                id: segment.id,
+                format: repaired.format,
+                frames: repaired.sealed.frames,
+                bytes: repaired.sealed.bytes,
+                ended_at: Utc::now(),
+                reason: EndReason::Failed,
+                gaps: Vec::new(),
+            };
+            self.insist("segment", |store| store.close_segment(closed.clone())).await;
+        }
     }
 
     /// Makes a call until it succeeds, or can never.
