@@ -83,6 +83,9 @@ pub fn sign(api_key: &str, api_secret: &str, body: &[u8]) -> Result<String, Acce
     token.with_sha256(&STANDARD.encode(Sha256::digest(body))).to_jwt()
 }
 
+/// The longest id or name that is taken for one, in bytes.
+const MAX_NAME_BYTES: usize = 1_024;
+
 /// A verified body, read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Understood {
@@ -94,7 +97,7 @@ pub struct Understood {
 /// Reads a verified body. What cannot be understood becomes an event of its own that changes nothing, known by its digest.
 pub fn parse(body: &[u8], now: SystemTime) -> Understood {
     match serde_json::from_slice::<RawEvent>(body) {
-        Ok(raw) if !raw.event.is_empty() => Understood { event: raw.into_event(body, now), understood: true },
+        Ok(raw) if !raw.event.is_empty() && raw.names_are_sane() => Understood { event: raw.into_event(body, now), understood: true },
         _ => Understood {
             event: SessionEvent { id: digest_id(body), name: "unknown".to_owned(), created_at: now.into(), room: None, kind: EventKind::Other },
             understood: false,
@@ -143,6 +146,22 @@ struct RawEvent {
 }
 
 impl RawEvent {
+    /// LiveKit's names are at most 256 bytes long. Some of these stand in an index, and PostgreSQL refuses rows with more than 2,704 bytes there.
+    fn names_are_sane(&self) -> bool {
+        let names = [
+            (&self.id, ""),
+            (&self.room, "sid"),
+            (&self.room, "name"),
+            (&self.egress_info, "roomId"),
+            (&self.egress_info, "roomName"),
+            (&self.ingress_info, "roomName"),
+            (&self.participant, "sid"),
+            (&self.participant, "identity"),
+            (&self.track, "sid"),
+        ];
+        names.into_iter().filter_map(|(value, key)| text(value, key)).all(|name| name.len() <= MAX_NAME_BYTES)
+    }
+
     fn into_event(self, body: &[u8], now: SystemTime) -> SessionEvent {
         let id = text(&self.id, "").map_or_else(|| digest_id(body), EventId::new);
         let created_at = seconds(&self.created_at).unwrap_or_else(|| now.into());
@@ -187,7 +206,7 @@ impl RawEvent {
         Some(Participant {
             sid: ParticipantSid::new(sid),
             identity: Identity::new(text(raw, "identity").unwrap_or_default()),
-            name: text(raw, "name").unwrap_or_default().replace('\0', "\u{2400}"),
+            name: text(raw, "name").unwrap_or_default(),
             kind,
             joined_at: number(raw, "joinedAtMs").and_then(milliseconds).or_else(|| raw.get("joinedAt").and_then(seconds)),
             complete: self.event.starts_with("participant_"),
@@ -196,14 +215,13 @@ impl RawEvent {
 
     fn track(&self) -> Option<Track> {
         let raw = &self.track;
-        let clean = |key| text(raw, key).map(|text| text.replace('\0', "\u{2400}"));
         Some(Track {
             sid: TrackSid::new(text(raw, "sid")?),
             // A missing enum is its zero value.
-            kind: clean("type").unwrap_or_else(|| "AUDIO".to_owned()),
-            source: clean("source").unwrap_or_else(|| "UNKNOWN".to_owned()),
-            name: clean("name").unwrap_or_default(),
-            mime_type: clean("mimeType").unwrap_or_default(),
+            kind: text(raw, "type").unwrap_or_else(|| "AUDIO".to_owned()),
+            source: text(raw, "source").unwrap_or_else(|| "UNKNOWN".to_owned()),
+            name: text(raw, "name").unwrap_or_default(),
+            mime_type: text(raw, "mimeType").unwrap_or_default(),
         })
     }
 }
@@ -212,7 +230,8 @@ impl RawEvent {
 fn text(value: &Value, key: &str) -> Option<String> {
     let found = if key.is_empty() { value } else { value.get(key)? };
     match found {
-        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        // PostgreSQL stores no NUL.
+        Value::String(text) if !text.is_empty() => Some(text.replace('\0', "\u{2400}")),
         Value::Number(number) => Some(number.to_string()),
         Value::String(_) | Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
     }
@@ -357,6 +376,21 @@ mod tests {
         let event = parsed(json!({"event": "participant_joined", "room": {"sid": "RM_1", "name": "r"},
             "participant": {"sid": "PA_E", "identity": "EG_1", "kind": "EGRESS"}}));
         assert_eq!(event.kind, EventKind::Other);
+    }
+
+    #[test]
+    fn names_that_no_database_takes_are_not_understood_and_nul_is_replaced() {
+        let long = "x".repeat(1_025);
+        for event in [
+            json!({"event": "room_started", "room": {"sid": "RM_1", "name": long}}),
+            json!({"event": "room_started", "id": long, "room": {"sid": "RM_1", "name": "r"}}),
+            json!({"event": "participant_joined", "room": {"sid": "RM_1", "name": "r"}, "participant": {"sid": long}}),
+        ] {
+            assert!(!parse(event.to_string().as_bytes(), SystemTime::now()).understood, "{event}");
+        }
+        let event = parsed(json!({"event": "participant_joined", "room": {"sid": "RM_1", "name": "r"}, "participant": {"sid": "PA", "kind": "A\0"}}));
+        let EventKind::ParticipantJoined(participant) = event.kind else { panic!("{:?}", event.kind) };
+        assert_eq!(participant.kind, "A\u{2400}");
     }
 
     #[test]

@@ -1,0 +1,83 @@
+//! The store's contract: the same cases on SQLite always, and on PostgreSQL where `TEST_POSTGRES_URL` names a server (see `.ci/postgres`).
+
+mod engine;
+mod fixtures;
+mod hang_ups;
+mod measurements;
+mod recordings;
+mod segments;
+mod tables;
+mod webhooks;
+
+/// Makes a test of each case for each engine, such as `sqlite::events_are_kept_once`.
+///
+/// All run on an actix thread, as the server's callers do: there a query that is cancelled panics (`docs/FACTS.md`, F13).
+macro_rules! contract {
+    ($($group:ident :: { $($case:ident),+ $(,)? })+) => {
+        mod sqlite {
+            $($(
+                #[actix_rt::test]
+                async fn $case() {
+                    super::engine::on_sqlite(super::$group::$case).await;
+                }
+            )+)+
+        }
+
+        mod postgres {
+            $($(
+                #[actix_rt::test]
+                async fn $case() {
+                    super::engine::on_postgres(super::$group::$case).await;
+                }
+            )+)+
+        }
+    };
+}
+
+contract! {
+    tables::{
+        opening_makes_the_tables_and_can_be_repeated,
+        servers_that_start_together_take_turns_to_migrate,
+        migrations_go_down_and_up_again,
+        a_word_the_tables_do_not_know_is_refused,
+        the_database_takes_writes_unless_another_holds_the_write_lock,
+        whoever_gets_no_connection_in_time_is_told_that_it_is_busy,
+    }
+    webhooks::{
+        events_are_kept_once,
+        events_are_kept_once_when_they_come_at_the_same_time,
+        different_events_of_a_room_at_the_same_time_are_all_kept,
+        every_order_of_a_story_gives_equal_rows,
+        sessions_are_listed_newest_first_and_by_filter,
+        pages_of_sessions_neither_repeat_nor_lose_a_row_when_others_come_between,
+        nul_and_long_and_emoji_names_survive,
+    }
+    recordings::{
+        admission_finds_the_active_session,
+        a_track_continues_its_recording_in_the_same_session_only,
+        a_track_continues_its_recording_while_no_session_is_known,
+        a_recording_ends_with_its_last_segment,
+        a_session_that_appears_later_gets_the_recordings_of_its_room_and_time,
+        a_track_that_webhooks_knew_first_takes_over_what_the_ingest_knows,
+        a_recording_that_missed_its_session_finds_it_at_its_end,
+        pages_of_recordings_neither_repeat_nor_lose_a_row_when_others_come_between,
+    }
+    segments::{
+        a_ticket_opens_one_segment_ever,
+        the_first_ending_of_a_segment_stays,
+        only_segments_without_an_end_are_open,
+        segments_come_in_the_order_of_their_making,
+        a_segment_without_its_recording_is_refused_for_good,
+    }
+    measurements::{
+        measurements_are_listed_with_their_speaker,
+        measurements_are_kept_all_or_none,
+        pages_of_measurements_are_complete,
+    }
+    hang_ups::{
+        a_call_whose_caller_hangs_up_in_mid_query_is_finished_by_the_store,
+        a_call_dropped_at_any_moment_is_finished,
+        clients_that_hang_up_in_mid_query_leave_the_server_as_it_was,
+        health_checks_that_are_given_up_in_mid_query_leave_the_server_as_it_was,
+    }
+}
