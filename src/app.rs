@@ -5,14 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr};
+use actix::{Addr, AsyncContext, Context};
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpServer, web};
 use chrono::{DateTime, Utc};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::task::JoinHandle;
 
-use crate::actors::buffer::SpoolBudget;
+use crate::actors::buffer::budget::SpoolBudget;
 use crate::actors::session_registry::{SessionRegistry, StopTracks};
 use crate::actors::stats::WriteLag;
 use crate::actors::track::{Service, TrackResources};
@@ -47,15 +47,18 @@ const CONNECTIONS_DEADLINE_SECONDS: u64 = 1;
 /// Tracks seal within their own deadlines; this one is for what hangs, so that the process ends within 10 s.
 const TRACKS_DEADLINE: Duration = Duration::from_secs(8);
 
+/// How long the last lines of the pipeline log may take.
+const LOG_DEADLINE: Duration = Duration::from_secs(1);
+
 /// What keeps a server from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("{what} {path}: {source}")]
-    File { what: &'static str, path: String, source: std::io::Error },
-    #[error("database {url}: {source}")]
-    Database { url: String, source: DbError },
-    #[error("cannot listen on {address}: {source}; another program may have the port, which PORT changes")]
-    Listen { address: String, source: std::io::Error },
+    #[error("{what} {path}: {cause}")]
+    File { what: &'static str, path: String, cause: std::io::Error },
+    #[error("database {url}: {cause}")]
+    Database { url: String, cause: DbError },
+    #[error("cannot listen on {address}: {cause}; another program may have the port, which PORT changes")]
+    Listen { address: String, cause: std::io::Error },
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
     #[error("cannot set up TLS for the analysis service: {0}")]
@@ -82,12 +85,12 @@ pub struct Server {
 pub async fn start(config: Config) -> Result<Server, StartError> {
     for directory in [&config.storage.dir, &config.storage.audio_dir, &config.storage.pipeline_log_dir] {
         let made = probe_directory(directory);
-        made.map_err(|source| StartError::File { what: "cannot write to directory", path: directory.display().to_string(), source })?;
+        made.map_err(|cause| StartError::File { what: "cannot write to directory", path: directory.display().to_string(), cause })?;
     }
     let admin_key = key(config.secrets.admin_api_key.clone(), &config.storage.dir, ADMIN_KEY_FILE)?;
     let mint = TicketMint::new(key(config.secrets.ingest_ticket_secret.clone(), &config.storage.dir, TICKET_KEY_FILE)?);
     let store = Store::open(&config.database.url, config.database.connections).await;
-    let database = |source| StartError::Database { url: config.database.url.redacted(), source };
+    let database = |cause| StartError::Database { url: config.database.url.redacted(), cause };
     let store = store.map_err(database)?;
     log::info!("database ready url={}", config.database.url.redacted());
     close_crashed(&store, &config.storage.audio_dir).await.map_err(database)?;
@@ -104,7 +107,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         budget: Arc::new(SpoolBudget::new(config.recording.spool_total)),
         service: service(&config)?,
     });
-    let registry = SessionRegistry::new(store.clone(), config.ingest.stall_after).start();
+    let registry = launch_registry(SessionRegistry::new(store.clone(), config.ingest.stall_after));
     let doors = web::Data::new(Doors {
         registry: registry.clone(),
         tracks,
@@ -137,9 +140,29 @@ impl Server {
             Ok(Err(error)) => log::error!("the HTTP server failed error={error}"),
             Err(error) => log::error!("the HTTP server failed error={error}"),
         }
-        self.pipeline_log.finish();
+        let log = self.pipeline_log;
+        let written = tokio::task::spawn_blocking(move || log.finish());
+        if tokio::time::timeout(LOG_DEADLINE, written).await.is_err() {
+            log::error!("the pipeline log was not written in time");
+        }
         log::info!("stopped");
     }
+}
+
+/// Starts the one actor that nothing can go on without. Its panic ends the process: every file is valid, and a restart closes the rows.
+fn launch_registry(registry: SessionRegistry) -> Addr<SessionRegistry> {
+    let context = Context::new();
+    let addr = context.address();
+    let running = actix_rt::spawn(context.into_future(registry));
+    actix_rt::spawn(async move {
+        if let Err(error) = running.await
+            && error.is_panic()
+        {
+            log::error!("the registry panicked, the server ends error={error}");
+            std::process::exit(70);
+        }
+    });
+    addr
 }
 
 fn key(set: Option<Secret>, dir: &Path, name: &'static str) -> Result<Secret, StartError> {
@@ -148,7 +171,7 @@ fn key(set: Option<Secret>, dir: &Path, name: &'static str) -> Result<Secret, St
     }
     let kept = keys::load_or_make(dir, name);
     let KeptKey { key, path, is_new } =
-        kept.map_err(|source| StartError::File { what: "cannot keep a key in", path: dir.join(name).display().to_string(), source })?;
+        kept.map_err(|cause| StartError::File { what: "cannot keep a key in", path: dir.join(name).display().to_string(), cause })?;
     if is_new {
         log::info!("made a new key path={}", path.display());
     }
@@ -188,7 +211,7 @@ type Listening = (SocketAddr, ServerHandle, JoinHandle<std::io::Result<()>>);
 fn listen(config: &Config, doors: web::Data<Doors>) -> Result<Listening, StartError> {
     let http = config.http.clone();
     let wanted = format!("{}:{}", http.host, http.port);
-    let error = |source| StartError::Listen { address: wanted.clone(), source };
+    let error = |cause| StartError::Listen { address: wanted.clone(), cause };
     let workers = http.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
     let (routes, max_connections) = (http.clone(), http.max_connections);
     let server = HttpServer::new(move || {
@@ -225,10 +248,10 @@ fn set_timeouts(stream: &actix_web::rt::net::TcpStream) {
     }
 }
 
-/// Ends the segments that an earlier run left open: their files know how long they are. One server to a database.
+/// Ends the segments and recordings that an earlier run left open: the files know how long they are. One server to a database.
 async fn close_crashed(store: &Store, audio_dir: &Path) -> Result<(), DbError> {
     for row in store.open_segments().await? {
-        let (id, recording) = (SegmentId::new(row.id.clone()), RecordingId::new(row.recording_id.clone()));
+        let id = SegmentId::new(row.id.clone());
         let path = below(audio_dir, &row.path);
         let measured = tokio::task::spawn_blocking(move || path.map(|path| (repair(&path), modified(&path)))).await?;
         let (format, sealed, ended_at) = match measured {
@@ -242,7 +265,9 @@ async fn close_crashed(store: &Store, audio_dir: &Path) -> Result<(), DbError> {
         log::warn!("closed a segment that an earlier run left open segment_id={id} frames={}", sealed.frames);
         let closed = ClosedSegment { id, format, frames: sealed.frames, bytes: sealed.bytes, ended_at, reason: EndReason::Crashed, gaps: Vec::new() };
         store.close_segment(closed).await?;
-        store.close_recording(recording).await?;
+    }
+    for recording in store.open_recordings().await? {
+        store.close_crashed_recording(RecordingId::new(recording)).await?;
     }
     Ok(())
 }

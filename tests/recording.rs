@@ -177,6 +177,27 @@ async fn muted_zeros_are_holes_and_mute_spans_are_kept() {
 }
 
 #[tokio::test]
+async fn a_reconnect_keeps_the_mute_spans_of_before() {
+    let app = TestApp::builder().open().start().await;
+    for _ in 0..2 {
+        let mut peer = EgressPeer::connect(app.addr, PATH).await.unwrap();
+        peer.send_pcm(&counter_pcm(9_600, 1)).await.unwrap();
+        peer.mute(true).await.unwrap();
+        peer.send_pcm(&vec![0; 19_200]).await.unwrap();
+        peer.mute(false).await.unwrap();
+        peer.send_pcm(&counter_pcm(480, 1)).await.unwrap();
+        peer.close_and_wait().await;
+    }
+    let tracks = app.items("/api/v1/sessions/room/tracks").await;
+    let spans = tracks[0]["muteSpans"].as_array().unwrap();
+    assert_eq!(spans.len(), 2, "{spans:?}");
+    assert_eq!(spans[0], json!({"startMs": 200, "endMs": 300}));
+    // The second connection's, on the time of the recording.
+    let length = spans[1]["endMs"].as_u64().unwrap() - spans[1]["startMs"].as_u64().unwrap();
+    assert!(length == 100 && spans[1]["startMs"].as_u64() > Some(300), "{spans:?}");
+}
+
+#[tokio::test]
 async fn pause_leaves_the_silence_of_a_muted_track_out_and_says_so() {
     let app = TestApp::builder().open().env("LIVE_MEETING__RECORDING__MUTE", "pause").start().await;
     let (before, after) = (counter_pcm(4_800, 1), counter_pcm(4_800, 99_000));

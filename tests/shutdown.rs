@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::support::egress_peer::{BINARY, CloseSeen, EgressPeer, counter_pcm, frame};
 use crate::support::test_app::{TestApp, parse_response, read_wav};
 
-/// 10 s are promised (`docs/FACTS.md`, I7); four times that decide.
+/// 10 s are promised of a service manager's patience; four times that decide.
 const PROMISED: Duration = Duration::from_secs(10);
 
 async fn connect(app: &TestApp, participant: &str) -> EgressPeer {
@@ -37,6 +37,22 @@ async fn sealed(app: &TestApp, end_reason: &str) -> Vec<(String, Vec<u8>)> {
 #[track_caller]
 fn assert_told(close: &CloseSeen) {
     assert_eq!((close.close_frame, close.code, close.reason.as_str()), (true, Some(1012), "shutdown"), "{close:?}");
+}
+
+#[tokio::test]
+async fn what_was_read_just_before_the_signal_is_recorded() {
+    let app = TestApp::builder().open().start().await;
+    let pcm = counter_pcm(480 * 105, 1);
+    let mut peer = connect(&app, "ana").await;
+    peer.send_pcm(&pcm).await.unwrap();
+    // The pong follows what was read before it.
+    peer.ping().await.unwrap();
+    assert_eq!(peer.next_frame().await.unwrap().payload, b"ping");
+    let (status, _, stopped) = app.terminate().await;
+    assert_eq!(status.code(), Some(0));
+    let app = stopped.restart().await;
+    let recorded = sealed(&app, "shutdown").await;
+    assert!(recorded[0].1 == pcm, "{} of {} bytes", recorded[0].1.len(), pcm.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,12 +5,13 @@
 //! Full: its mailbox is fed by one actor of the same thread; audio beyond the spool is dropped, counted, and keeps its length as a hole.
 //! Dies: the track fails, for it holds the only copy.
 
+pub mod budget;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
@@ -18,6 +19,7 @@ use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
+use self::budget::SpoolBudget;
 use super::hume_client::AnalyseGroup;
 use super::stats::TrackStats;
 use super::track::{SegmentFull, WriterFailed};
@@ -28,11 +30,14 @@ use crate::audio::window::{Group, Grouper};
 use crate::config::MuteMode;
 use crate::recording::pipeline_log::{Fate, TrackLog};
 use crate::recording::segment_file::Piece;
+use crate::recording::wav_header::MAX_DATA_BYTES;
 
 /// One message for each batch of the socket, which comes every 100 ms.
 const MAILBOX_CAPACITY: usize = 64;
 /// The most that one append takes: more waits for the next.
 const MAX_APPEND_BYTES: u64 = 4 << 20;
+/// The most of a segment: one append below what a WAV file may hold.
+pub const MAX_SEGMENT_BYTES: u64 = MAX_DATA_BYTES - 2 * MAX_APPEND_BYTES;
 /// How often a full disk is tried again.
 const NO_SPACE_RETRY: Duration = Duration::from_secs(1);
 
@@ -83,27 +88,6 @@ pub enum Taker {
     Nobody(&'static str),
 }
 
-/// The room for audio that waits for the disk, shared by all tracks.
-#[derive(Debug)]
-pub struct SpoolBudget {
-    total_bytes: u64,
-    used_bytes: AtomicU64,
-}
-
-impl SpoolBudget {
-    pub fn new(total_bytes: u64) -> Self {
-        Self { total_bytes, used_bytes: AtomicU64::new(0) }
-    }
-
-    fn take(&self, bytes: u64) -> bool {
-        self.used_bytes.fetch_update(Relaxed, Relaxed, |used| used.checked_add(bytes).filter(|sum| *sum <= self.total_bytes)).is_ok()
-    }
-
-    fn give_back(&self, bytes: u64) {
-        self.used_bytes.fetch_sub(bytes, Relaxed);
-    }
-}
-
 /// What a buffer is made with.
 pub struct BufferParams {
     pub format: PcmFormat,
@@ -131,6 +115,7 @@ pub struct BufferActor {
     spooled_bytes: u64,
     edge: Edge,
     segment_is_full: bool,
+    no_space: bool,
     drained: Vec<oneshot::Sender<()>>,
 }
 
@@ -170,6 +155,7 @@ impl BufferActor {
             spooled_bytes: 0,
             edge: Edge::Ready,
             segment_is_full: false,
+            no_space: false,
             drained: Vec::new(),
         }
     }
@@ -197,8 +183,16 @@ impl BufferActor {
             }
             Piece::Lost(bytes)
         };
-        self.spool.push_back(Waiting { piece, arrived, arrived_at });
+        self.spool_piece(piece, arrived, arrived_at);
         self.params.stats.spooled_bytes.store(self.spooled_bytes, Relaxed);
+    }
+
+    /// What is only a length grows where it stands: a disk that is full for a day costs no memory.
+    fn spool_piece(&mut self, piece: Piece, arrived: Instant, arrived_at: DateTime<Utc>) {
+        match (self.spool.back_mut().map(|last| &mut last.piece), &piece) {
+            (Some(Piece::Lost(last)), Piece::Lost(more)) | (Some(Piece::Muted(last)), Piece::Muted(more)) => *last += more,
+            _ => self.spool.push_back(Waiting { piece, arrived, arrived_at }),
+        }
     }
 
     /// Leaves out the all-zero audio of a muted track in slices of 10 ms, LiveKit's frames.
@@ -209,7 +203,7 @@ impl BufferActor {
             let end = (start + slice).min(audio.len());
             let part = audio.slice(start..end);
             if is_digital_silence(&part) {
-                self.spool.push_back(Waiting { piece: Piece::Muted(len(&part)), arrived, arrived_at });
+                self.spool_piece(Piece::Muted(len(&part)), arrived, arrived_at);
             } else {
                 let groups = self.params.grouper.push(&part);
                 self.hand_on(groups);
@@ -284,6 +278,9 @@ impl BufferActor {
         let error = match reply {
             Ok(Ok(Appended { segment_bytes })) => {
                 self.edge = Edge::Ready;
+                if std::mem::take(&mut self.no_space) {
+                    log::warn!("there is space for recordings again");
+                }
                 self.spooled_bytes -= batch.memory_bytes;
                 self.params.budget.give_back(batch.memory_bytes);
                 self.params.stats.spooled_bytes.store(self.spooled_bytes, Relaxed);
@@ -293,7 +290,9 @@ impl BufferActor {
             }
             Ok(Err(RecordingError::NoSpace(error))) => {
                 // No failure of the writer: it stays, and the spool takes what comes.
-                log::error!("no space is left for recordings, trying again every second error={error}");
+                if !std::mem::replace(&mut self.no_space, true) {
+                    log::error!("no space is left for recordings, trying again every second error={error}");
+                }
                 ctx.run_later(NO_SPACE_RETRY, move |this, ctx| this.append(batch, ctx));
                 return;
             }
@@ -370,6 +369,10 @@ impl Handler<SettleFormat> for BufferActor {
     type Result = ();
 
     fn handle(&mut self, SettleFormat(format): SettleFormat, _: &mut Context<Self>) {
+        // Bounds in time of audio, in the bytes of the true format.
+        let rescaled = |bytes: u64| bytes.saturating_mul(format.byte_rate()) / self.params.format.byte_rate();
+        self.params.spool_bytes = rescaled(self.params.spool_bytes);
+        self.params.writer.limit_bytes = rescaled(self.params.writer.limit_bytes).min(MAX_SEGMENT_BYTES);
         self.params.format = format;
         let groups = self.params.grouper.settle(format);
         self.hand_on(groups);

@@ -2,7 +2,7 @@
 //!
 //! In: [`ApplyEvent`] from the webhook door; [`ReserveTrack`] and [`TrackOpened`] from the egress door, [`TrackEnded`] from tracks; [`StopTracks`]
 //! from `app`. Out: store calls, [`FinishTrack`] to tracks. Full: callers wait; the webhook door answers 503 after 4 s and LiveKit repeats.
-//! Dies: the process has no heart; its thread's panic ends the server.
+//! Dies: the process ends, for nothing would be let in or sealed any more; whoever started it starts it again.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -127,7 +127,7 @@ pub struct SessionRegistry {
 }
 
 /// What can be live once only. Connections that name no track have none.
-type TrackKey = (RoomName, Option<Identity>, TrackSid);
+type TrackKey = (RoomName, TrackSid);
 
 struct Live {
     identity: TrackIdentity,
@@ -159,6 +159,11 @@ impl SessionRegistry {
         }
     }
 
+    fn forget_abandoned(&mut self) {
+        self.live.retain(|_, live| !live.is_abandoned());
+        self.by_track.retain(|_, connection| self.live.contains_key(connection));
+    }
+
     /// Asks a track to finish, and holds the question until it has.
     fn finish(&self, connection: ConnectionId, reason: EndReason, ctx: &mut Context<Self>) {
         let Some(track) = self.live.get(&connection).and_then(|live| live.track.clone()) else { return };
@@ -177,7 +182,7 @@ impl Actor for SessionRegistry {
         ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
         ctx.run_interval(SWEEP_INTERVAL, |registry, _| {
             registry.spent.retain(|_, expires| *expires > Utc::now());
-            registry.live.retain(|_, live| !live.is_abandoned());
+            registry.forget_abandoned();
         });
     }
 }
@@ -227,7 +232,7 @@ impl Handler<ReserveTrack> for SessionRegistry {
         if msg.ticket.as_ref().is_some_and(|(ticket, _)| self.spent.contains_key(ticket)) {
             return Err(Refusal::TicketSpent);
         }
-        let key = msg.identity.track.clone().map(|track| (msg.identity.room.clone(), msg.identity.participant.clone(), track));
+        let key = msg.identity.track.clone().map(|track| (msg.identity.room.clone(), track));
         if let Some(other) = key.as_ref().and_then(|key| self.by_track.get(key)).copied()
             && let Some(live) = self.live.get(&other)
             && !live.stats.draining.load(Relaxed)
@@ -307,6 +312,7 @@ impl Handler<StopTracks> for SessionRegistry {
 
     fn handle(&mut self, _: StopTracks, _: &mut Context<Self>) -> Self::Result {
         self.stopping = true;
+        self.forget_abandoned();
         let tracks: Vec<Addr<TrackActor>> = self.live.values().filter_map(|live| live.track.clone()).collect();
         let sealed = join_all(tracks.into_iter().map(|track| async move { track.send(FinishTrack { reason: EndReason::Shutdown }).await }));
         let (done, idle) = oneshot::channel();

@@ -11,7 +11,9 @@ pub mod rows;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -24,7 +26,8 @@ use tokio::sync::{oneshot, watch};
 use self::children::Children;
 use self::phase::{Effect, Phase, TrackEvent};
 use self::rows::{RowLog, TrackIdentity};
-use super::buffer::{PushAudio, SetMuted, SettleFormat, SpoolBudget};
+use super::buffer::budget::SpoolBudget;
+use super::buffer::{PushAudio, SetMuted, SettleFormat};
 use super::session_registry::{ConnectionId, TrackEnded};
 use super::stats::{TrackStats, WriteLag};
 use super::wav_writer::CorrectFormat;
@@ -34,12 +37,14 @@ use crate::audio::rate_judge::{RateJudge, Verdict as RateVerdict};
 use crate::config::{AnalysisConfig, IngestConfig, RecordingConfig};
 use crate::db::Store;
 use crate::db::rows::{EndReason, MuteSpan, TrackFacts};
-use crate::ids::TicketId;
+use crate::ids::{SegmentId, TicketId};
 use crate::recording::pipeline_log::PipelineLog;
 
 /// 6 s of batches.
 const MAILBOX_CAPACITY: usize = 64;
-/// How often idleness is looked at.
+/// Mute spans that are kept of one connection: an hour of one every few seconds.
+const MAX_MUTE_SPANS: usize = 1_000;
+/// How often idleness is looked at, and changed facts are told to the rows.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// A batch of the socket's binary messages, as one run of bytes.
 #[derive(Message)]
@@ -70,10 +75,18 @@ pub struct SocketLost {
     pub tail: Option<AudioArrived>,
 }
 
-/// The adapter says where it can be told to close.
+/// The adapter says where it can be asked and told.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct AttachSocket(pub Recipient<CloseSocket>);
+pub struct AttachSocket {
+    pub close: Recipient<CloseSocket>,
+    pub tail: Recipient<TakeTail>,
+}
+
+/// Asks the adapter for what it has collected. From then on it takes nothing more.
+#[derive(Message)]
+#[rtype(result = "Option<AudioArrived>")]
+pub struct TakeTail;
 
 /// The track has ended without the peer's doing.
 #[derive(Message, Clone, Copy)]
@@ -138,12 +151,16 @@ pub struct TrackActor {
     in_doubt: bool,
     rows: RowLog,
     children: Option<Children>,
-    socket: Option<Recipient<CloseSocket>>,
+    socket: Option<AttachSocket>,
     finishing: Vec<oneshot::Sender<()>>,
+    /// The segment of the writer that is at work.
+    segment: Rc<RefCell<SegmentId>>,
     /// Earlier segments that are not sealed yet.
     sealing: Vec<oneshot::Receiver<()>>,
     /// Byte positions from a mute text to the next unmute text.
     mute_spans: Vec<(u64, Option<u64>)>,
+    /// Mute spans or format are newer than what the rows were told.
+    facts_changed: bool,
     spent: Option<oneshot::Receiver<()>>,
     /// Dropped with the track, whatever it dies of.
     lifeline: watch::Sender<()>,
@@ -167,8 +184,10 @@ impl TrackActor {
             children: None,
             socket: None,
             finishing: Vec::new(),
+            segment: Rc::new(RefCell::new(SegmentId::fresh())),
             sealing: Vec::new(),
             mute_spans: Vec::new(),
+            facts_changed: false,
             spent: Some(spent),
             lifeline: watch::Sender::new(()),
             params,
@@ -222,7 +241,7 @@ impl TrackActor {
             };
             log::warn!("the format of a track is not as declared connection={} mismatch={mismatch:?}", self.params.connection);
             self.params.stats.set_format_mismatch(mismatch);
-            self.tell_facts();
+            self.facts_changed = true;
         }
         if verdict == Some(RateVerdict::IsStereo) {
             self.params.stats.set_format(PcmFormat::LIVEKIT);
@@ -244,6 +263,9 @@ impl Actor for TrackActor {
         ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
         self.start_children(ctx);
         ctx.run_interval(WATCH_INTERVAL, |track, ctx| {
+            if std::mem::take(&mut track.facts_changed) {
+                track.tell_facts();
+            }
             if track.params.stats.idle() > track.params.resources.ingest.idle_timeout {
                 track.on(TrackEvent::End(EndReason::Idle), ctx);
             }
@@ -261,7 +283,7 @@ impl Actor for TrackActor {
 impl Handler<AttachSocket> for TrackActor {
     type Result = ();
 
-    fn handle(&mut self, AttachSocket(socket): AttachSocket, _: &mut Context<Self>) {
+    fn handle(&mut self, socket: AttachSocket, _: &mut Context<Self>) {
         self.socket = Some(socket);
     }
 }
@@ -309,14 +331,17 @@ impl Handler<MuteTold> for TrackActor {
 
     fn handle(&mut self, MuteTold(muted): MuteTold, ctx: &mut Context<Self>) {
         let position = self.params.stats.received_bytes.load(Relaxed);
+        let full = self.mute_spans.len() >= MAX_MUTE_SPANS;
         match (muted, self.mute_spans.last_mut()) {
+            // A flood of texts costs no memory: past the bound the last span goes on to the next end.
+            (true, Some((_, end @ Some(_)))) if full => *end = None,
             (true, None | Some((_, Some(_)))) => self.mute_spans.push((position, None)),
             (false, Some((_, end @ None))) => *end = Some(position),
             // LiveKit's values alternate; a repetition changes nothing.
             (true, Some((_, None))) | (false, None | Some((_, Some(_)))) => return,
         }
         self.params.stats.muted.store(muted, Relaxed);
-        self.tell_facts();
+        self.facts_changed = true;
         if let Some(children) = &self.children {
             let told = children.buffer.addr().send(SetMuted(muted));
             ctx.wait(told.into_actor(self).map(|told, track, ctx| {
@@ -338,7 +363,7 @@ impl Handler<FinishTrack> for TrackActor {
         } else {
             self.finishing.push(done);
         }
-        self.on(TrackEvent::End(msg.reason), ctx);
+        self.end_with_tail(msg.reason, ctx);
         Box::pin(async move {
             if finished.await.is_err() {
                 log::error!("a track ended without being sealed");

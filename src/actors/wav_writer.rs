@@ -73,6 +73,7 @@ pub struct FinishSegment {
 
 /// What a writer is made with.
 pub struct WavWriterParams {
+    pub id: SegmentId,
     pub audio_dir: PathBuf,
     pub name: SegmentName,
     pub format: PcmFormat,
@@ -82,7 +83,6 @@ pub struct WavWriterParams {
 
 pub struct WavWriterActor {
     params: WavWriterParams,
-    id: SegmentId,
     state: State,
     gaps: Vec<Gap>,
 }
@@ -98,7 +98,7 @@ enum State {
 
 impl WavWriterActor {
     pub fn new(params: WavWriterParams) -> Self {
-        Self { params, id: SegmentId::fresh(), state: State::Empty, gaps: Vec::new() }
+        Self { params, state: State::Empty, gaps: Vec::new() }
     }
 
     /// Takes note of what the pieces leave out, once they are in the file; `position` is where they start in it.
@@ -176,7 +176,7 @@ impl Handler<AppendAudio> for WavWriterActor {
             let bytes = file.as_ref().map_or(0, SegmentFile::data_bytes);
             if let (Some(file), Ok(true)) = (&file, &outcome) {
                 this.params.rows.segment_opened(OpenedSegment {
-                    id: this.id.clone(),
+                    id: this.params.id.clone(),
                     path: file.relative_path().to_string_lossy().into_owned(),
                     format: file.format(),
                     started_at: msg.arrived_at,
@@ -239,12 +239,12 @@ impl Handler<FinishSegment> for WavWriterActor {
             let (sealed, reason) = match &outcome {
                 Ok(sealed) => (sealed.clone(), msg.reason),
                 Err(error) => {
-                    log::error!("a segment could not be sealed segment_id={} error={error}", this.id);
+                    log::error!("a segment could not be sealed segment_id={} error={error}", this.params.id);
                     (declared, EndReason::Failed)
                 }
             };
             this.params.rows.segment_closed(ClosedSegment {
-                id: this.id.clone(),
+                id: this.params.id.clone(),
                 format,
                 frames: sealed.frames,
                 bytes: sealed.bytes,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use actix_http::ws;
 use awc::error::WsClientError;
 use awc::http::StatusCode;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 
 use super::gate::CredentialGate;
@@ -52,6 +52,8 @@ pub enum Received {
 
 pub struct ServiceConnection {
     framed: actix_codec::Framed<awc::BoxedSocket, ws::Codec>,
+    /// The start of a reply that comes in fragments.
+    fragments: BytesMut,
 }
 
 impl AnalysisService {
@@ -62,7 +64,7 @@ impl AnalysisService {
         let client = awc::Client::builder().connector(connector).finish();
         let request = client.ws(&self.url).max_frame_size(MAX_REPLY_BYTES).set_header(self.wire.key_header(), self.key.expose());
         match request.connect().await {
-            Ok((_, framed)) => Ok(ServiceConnection { framed }),
+            Ok((_, framed)) => Ok(ServiceConnection { framed, fragments: BytesMut::new() }),
             Err(WsClientError::InvalidResponseStatus(status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))) => {
                 Err(ConnectError::KeyRefused(status.as_u16()))
             }
@@ -77,11 +79,28 @@ impl ServiceConnection {
         match self.framed.next().await {
             Some(Ok(ws::Frame::Text(reply) | ws::Frame::Binary(reply))) => Received::Reply(reply),
             Some(Ok(ws::Frame::Ping(payload))) => Received::Ping(payload),
-            Some(Ok(ws::Frame::Pong(_) | ws::Frame::Continuation(_))) => Received::Other,
+            Some(Ok(ws::Frame::Pong(_))) => Received::Other,
+            Some(Ok(ws::Frame::Continuation(part))) => self.assemble(part),
             Some(Ok(ws::Frame::Close(reason))) => Received::Ended(format!("closed by the service: {reason:?}")),
             Some(Err(error)) => Received::Ended(error.to_string()),
             None => Received::Ended("the connection ended".to_owned()),
         }
+    }
+
+    fn assemble(&mut self, part: ws::Item) -> Received {
+        let (bytes, is_last) = match part {
+            ws::Item::FirstText(bytes) | ws::Item::FirstBinary(bytes) => {
+                self.fragments.clear();
+                (bytes, false)
+            }
+            ws::Item::Continue(bytes) => (bytes, false),
+            ws::Item::Last(bytes) => (bytes, true),
+        };
+        if self.fragments.len() + bytes.len() > MAX_REPLY_BYTES {
+            return Received::Ended("a reply is too long".to_owned());
+        }
+        self.fragments.extend_from_slice(&bytes);
+        if is_last { Received::Reply(self.fragments.split().freeze()) } else { Received::Other }
     }
 
     /// # Errors

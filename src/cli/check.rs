@@ -1,11 +1,12 @@
 //! `live-meeting check`
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use super::{ConfigArg, environment, start_logging};
 use crate::app::{ADMIN_KEY_FILE, TICKET_KEY_FILE};
 use crate::config::{Config, DatabaseUrl, IngestAuth, Secret};
-use crate::db::Store;
+use crate::db::{DbError, Store};
 use crate::http::health::probe_directory;
 use crate::keys;
 use crate::livekit::rooms;
@@ -93,13 +94,25 @@ async fn database(url: &DatabaseUrl) -> Finding {
     if let DatabaseUrl::Sqlite(path) = url
         && !path.exists()
     {
-        return Finding::Fine(format!("{name} does not exist yet; it is made at the first start"));
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        return match probe_directory(parent) {
+            Ok(()) => Finding::Fine(format!("{name} does not exist yet; it is made at the first start")),
+            Err(error) => Finding::Fault(format!("{name} does not exist and cannot be made: {error}")),
+        };
     }
     match Store::pending_migrations(url).await {
-        Ok(0) => Finding::Fine(format!("{name} is reached and up to date")),
+        Ok(0) => match takes_writes(url).await {
+            Ok(()) => Finding::Fine(format!("{name} is reached, up to date, and takes writes")),
+            Err(error) => Finding::Fault(format!("{name}: {error}")),
+        },
         Ok(pending) => Finding::Fine(format!("{name} is reached; {pending} migrations run at the next start")),
         Err(error) => Finding::Fault(format!("{name}: {error}")),
     }
+}
+
+/// Nothing is migrated by it: the database is up to date.
+async fn takes_writes(url: &DatabaseUrl) -> Result<(), DbError> {
+    Store::open(url, 1).await?.probe().await
 }
 
 fn key(set: Option<&Secret>, variable: &str, config: &Config, file: &str) -> Finding {

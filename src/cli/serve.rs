@@ -36,7 +36,10 @@ pub async fn until_told(server: Server, signals: &mut Signals) {
     signals.wait().await;
     log::info!("stopping: tracks are sealed; a second signal ends at once");
     tokio::select! {
-        () = server.stop() => {}
+        () = server.stop() => {
+            // Not by returning: that would wait for whatever hangs in the blocking pool.
+            std::process::exit(0);
+        }
         () = signals.wait() => {
             log::error!("ended at once by a second signal");
             std::process::exit(1);

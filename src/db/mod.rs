@@ -232,7 +232,12 @@ impl Store {
 
     /// Ends a recording, unless another connection still writes it.
     pub async fn close_recording(&self, recording: RecordingId) -> Result<(), DbError> {
-        run!(self, writer, recordings::close(&recording))
+        run!(self, writer, recordings::close(&recording, false))
+    }
+
+    /// Ends a recording that an earlier run left open.
+    pub async fn close_crashed_recording(&self, recording: RecordingId) -> Result<(), DbError> {
+        run!(self, writer, recordings::close(&recording, true))
     }
 
     pub async fn add_measurements(&self, measurements: Vec<NewMeasurement>) -> Result<(), DbError> {
@@ -242,6 +247,11 @@ impl Store {
     /// Segments that an earlier run left open.
     pub async fn open_segments(&self) -> Result<Vec<SegmentRow>, DbError> {
         run!(self, reader, segments::all_open())
+    }
+
+    /// Recordings that an earlier run left open.
+    pub async fn open_recordings(&self) -> Result<Vec<String>, DbError> {
+        run!(self, reader, recordings::all_open())
     }
 
     pub async fn sessions(&self, filter: SessionFilter, page: Page) -> Result<Vec<SessionRow>, DbError> {

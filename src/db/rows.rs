@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::prelude::{Queryable, Selectable};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::schema::{measurements, participants, recordings, segments, sessions, tracks};
 use crate::audio::format::PcmFormat;
@@ -209,6 +209,8 @@ pub struct OpenedRecording {
     pub id: RecordingId,
     /// How long after the recording's first sample this connection's first sample came, in milliseconds.
     pub offset_ms: u64,
+    /// What earlier connections found out about the track.
+    pub facts: TrackFacts,
 }
 
 #[derive(Debug, Clone)]
@@ -259,7 +261,7 @@ pub struct TrackFacts {
 }
 
 /// From a mute text to the next unmute text, by the position of the audio that arrived with them, in milliseconds of the recording.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MuteSpan {
     pub start_ms: u64,

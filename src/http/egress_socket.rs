@@ -25,7 +25,7 @@ use super::ws_guard::{GuardLimits, Violation, WsGuard};
 use crate::actors::session_registry::{GetRememberedMeeting, Refusal, ReserveTrack, TrackEnded, TrackOpened};
 use crate::actors::stats::TrackStats;
 use crate::actors::track::rows::TrackIdentity;
-use crate::actors::track::{AttachSocket, AudioArrived, CloseSocket, FinishTrack, MuteTold, SocketLost, TrackActor, TrackParams};
+use crate::actors::track::{AttachSocket, AudioArrived, CloseSocket, FinishTrack, MuteTold, SocketLost, TakeTail, TrackActor, TrackParams};
 use crate::audio::format::PcmFormat;
 use crate::config::IngestAuth;
 use crate::db::rows::EndReason;
@@ -35,6 +35,8 @@ use crate::ticket::TicketKind;
 
 /// How long the upgrade waits for the database: LiveKit holds 2 s of audio before it drops some (`docs/FACTS.md`, egress socket).
 const ADMISSION_DEADLINE: Duration = Duration::from_millis(100);
+/// How long the audio directory may take to show that it can be written.
+const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 /// Audio that is collected into one message: 10 frames of LiveKit. With the write behind it, data is in the file 200 ms after it came.
 const BATCH: Duration = Duration::from_millis(100);
 /// When a batch goes that does not fill up, because the sender is slow.
@@ -59,8 +61,14 @@ pub async fn egress_audio(request: HttpRequest, payload: web::Payload, doors: we
 
     let meeting = admit(&query, ticket.as_ref().map(|(id, _)| id.clone()), &doors).await?;
     let audio_dir = doors.tracks.audio_dir.clone();
-    let writable = spawn_blocking(move || probe_directory(&audio_dir)).await;
-    if let Err(problem) = writable.map_err(|error| error.to_string()).and_then(|probed| probed.map_err(|error| error.to_string())) {
+    let probed = tokio::time::timeout(PROBE_DEADLINE, spawn_blocking(move || probe_directory(&audio_dir))).await;
+    let problem = match probed {
+        Ok(Ok(Ok(()))) => None,
+        Ok(Ok(Err(error))) => Some(error.to_string()),
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(format!("no answer within {} s", PROBE_DEADLINE.as_secs())),
+    };
+    if let Some(problem) = problem {
         log::error!("a connection is refused: the audio directory cannot be written problem={problem:?}");
         return Err(ApiError::new(ErrorCode::StorageUnavailable, "recordings cannot be written now"));
     }
@@ -164,12 +172,25 @@ struct EgressSocket {
     /// The text or binary message whose last fragment has not come.
     fragments: Option<(bool, BytesMut)>,
     finishing: bool,
+    /// The track ends and takes nothing more.
+    deaf: bool,
 }
 
 impl EgressSocket {
     fn new(track: Addr<TrackActor>, format: PcmFormat, stats: Arc<TrackStats>, violation: Rc<Cell<Option<Violation>>>) -> Self {
         let batch_bytes = usize::try_from(format.bytes_in(BATCH)).unwrap_or(usize::MAX);
-        Self { track, stats, violation, batch: BytesMut::new(), batch_bytes, since: None, timer_runs: false, fragments: None, finishing: false }
+        Self {
+            track,
+            stats,
+            violation,
+            batch: BytesMut::new(),
+            batch_bytes,
+            since: None,
+            timer_runs: false,
+            fragments: None,
+            finishing: false,
+            deaf: false,
+        }
     }
 
     fn on_binary(&mut self, chunk: &[u8], ctx: &mut WebsocketContext<Self>) {
@@ -244,8 +265,14 @@ impl EgressSocket {
                 });
                 ctx.wait(taken.into_actor(self).map(|_, _, _| ()));
             }
-            // The track has ended, and says so by CloseSocket or by its own log.
-            Err(SendError::Closed(_)) => {}
+            Err(SendError::Closed(_)) => {
+                // A track that ends says so by CloseSocket first: this one died.
+                if !std::mem::replace(&mut self.finishing, true) {
+                    log::error!("a connection is closed: its track has died");
+                    ctx.close(Some(CloseReason { code: CloseCode::Error, description: Some(EndReason::Failed.as_str().to_owned()) }));
+                    ctx.stop();
+                }
+            }
         }
     }
 
@@ -288,7 +315,7 @@ impl Actor for EgressSocket {
     type Context = WebsocketContext<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let attach = AttachSocket(ctx.address().recipient());
+        let attach = AttachSocket { close: ctx.address().recipient(), tail: ctx.address().recipient() };
         self.hand_over(attach, ctx);
     }
 }
@@ -306,7 +333,7 @@ impl Drop for EgressSocket {
 
 impl StreamHandler<Result<Message, ProtocolError>> for EgressSocket {
     fn handle(&mut self, item: Result<Message, ProtocolError>, ctx: &mut Self::Context) {
-        if self.finishing {
+        if self.finishing || self.deaf {
             return;
         }
         self.stats.note_arrival();
@@ -350,6 +377,15 @@ impl EgressSocket {
                 }
             }
         }
+    }
+}
+
+impl Handler<TakeTail> for EgressSocket {
+    type Result = MessageResult<TakeTail>;
+
+    fn handle(&mut self, _: TakeTail, _: &mut Self::Context) -> Self::Result {
+        self.deaf = true;
+        MessageResult(self.take_batch())
     }
 }
 

@@ -16,6 +16,7 @@ pub enum ErrorCode {
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
+    BodyIncomplete,
     TrackIsLive,
     ManySegments,
     PayloadTooLarge,
@@ -38,7 +39,7 @@ impl ErrorCode {
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
             // The response adds Retry-After.
-            Self::StorageUnavailable | Self::DatabaseUnavailable | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BodyIncomplete | Self::StorageUnavailable | Self::DatabaseUnavailable | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -50,6 +51,7 @@ impl ErrorCode {
             Self::NotFound => "notFound",
             Self::MethodNotAllowed => "methodNotAllowed",
             Self::RequestTimeout => "requestTimeout",
+            Self::BodyIncomplete => "bodyIncomplete",
             Self::TrackIsLive => "trackIsLive",
             Self::ManySegments => "manySegments",
             Self::PayloadTooLarge => "payloadTooLarge",

@@ -43,8 +43,8 @@ pub fn routes(config: &mut web::ServiceConfig, http: &HttpConfig) {
     config
         .app_data(web::QueryConfig::default().error_handler(|error, _| ApiError::new(ErrorCode::InvalidRequest, error.to_string()).into()))
         // anybody
-        .service(resource("/").route(web::get().to(health::root)))
-        .service(resource("/health").route(web::get().to(health::health)))
+        .service(resource("/").route(web::get().to(health::root)).route(web::head().to(health::root)))
+        .service(resource("/health").route(web::get().to(health::health)).route(web::head().to(health::health)))
         // LiveKit
         .service(resource("/livekit/webhook").route(web::post().to(webhook::receive)))
         .service(resource("/egress-audio").route(web::get().to(egress_socket::egress_audio)))

@@ -22,7 +22,7 @@ const COMMIT_DEADLINE: Duration = Duration::from_secs(4);
 pub async fn receive(request: HttpRequest, payload: web::Payload, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
     let body = body::read(&request, payload, MAX_BYTES, BODY_DEADLINE).await.map_err(|error| match error {
         BodyError::TooLarge => ApiError::new(ErrorCode::PayloadTooLarge, format!("a webhook may have at most {MAX_BYTES} bytes")),
-        BodyError::TooSlow | BodyError::Broken => ApiError::new(ErrorCode::DatabaseUnavailable, "the body did not arrive in time"),
+        BodyError::TooSlow | BodyError::Broken => ApiError::new(ErrorCode::BodyIncomplete, "the body did not arrive whole in time"),
     })?;
     let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let verified = match &doors.webhook_verifier {

@@ -8,12 +8,12 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpSocket;
 
 use super::{PATH, pcm_of, recording_of};
-use crate::support::egress_peer::{BINARY, EgressPeer, PING, counter_pcm, frame};
+use crate::support::egress_peer::{BINARY, EgressPeer, PING, TEXT, counter_pcm, frame};
 use crate::support::test_app::TestApp;
 
 /// Of LiveKit's stereo, per second.
 const BYTE_RATE: f64 = 192_000.0;
-/// What the floods may cost in memory (`docs/FACTS.md`, I2).
+/// What the floods may cost in memory beside other tracks.
 const FLOOD_KIB: u64 = 16 << 10;
 const FLOOD_TIME: Duration = Duration::from_secs(2);
 
@@ -46,6 +46,12 @@ async fn flood(app: &TestApp, kind: &str) {
         "1-byte frames" => pour(&mut anonymous(app, "tiny").await, &vec![frame(BINARY, true, b"x", true); 1_000].concat()).await,
         "frames at full speed" => pour(&mut anonymous(app, "fast").await, &vec![frame(BINARY, true, &[7; 1_920], true); 100].concat()).await,
         "pings" => pour(&mut anonymous(app, "pings").await, &vec![frame(PING, true, &[7; 125], true); 100].concat()).await,
+        "mute texts" => {
+            let mut peer = anonymous(app, "mute").await;
+            peer.send_binary(&[7; 1_920]).await.unwrap();
+            let texts = [frame(TEXT, true, br#"{"muted":true}"#, true), frame(TEXT, true, br#"{"muted":false}"#, true)].concat();
+            pour(&mut peer, &texts.repeat(100)).await;
+        }
         "unfinished messages" => {
             let mut open = Vec::new();
             for _ in 0..20 {
@@ -78,7 +84,7 @@ async fn a_flood_costs_no_memory_and_no_other_track_its_audio() {
     });
     app.eventually("the witness is heard", async || app.live("ana").await.filter(|live| live["recordedBytes"].as_u64() > Some(100_000))).await;
     let before = rss_kib(&app);
-    for kind in ["an 8 GiB frame", "1-byte frames", "frames at full speed", "pings", "unfinished messages"] {
+    for kind in ["an 8 GiB frame", "1-byte frames", "frames at full speed", "pings", "mute texts", "unfinished messages"] {
         let (start, mut most) = (Instant::now(), 0);
         let flooding = tokio::time::timeout(FLOOD_TIME, flood(&app, kind));
         let watching = async {

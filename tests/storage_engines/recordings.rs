@@ -57,11 +57,11 @@ pub async fn a_track_continues_its_recording_in_the_same_session_only(db: &TestD
     close(&store, &first.id, &segment, 2).await;
     assert!(row(&store, &first.id).await.ended_at.is_some());
     let again = store.open_recording(new_recording("RM_1", "room", at_ms(4_750))).await.unwrap();
-    assert_eq!(again, OpenedRecording { id: first.id.clone(), offset_ms: 3_750 });
+    assert_eq!(again, OpenedRecording { id: first.id.clone(), offset_ms: 3_750, facts: TrackFacts::default() });
     assert_eq!(row(&store, &first.id).await.ended_at, None, "it goes on");
     // The room's name stands in for a meeting that the sender does not know.
     let by_room = store.open_recording(new_recording("room", "room", at(6))).await.unwrap();
-    assert_eq!(by_room, OpenedRecording { id: first.id.clone(), offset_ms: 5_000 });
+    assert_eq!(by_room, OpenedRecording { id: first.id.clone(), offset_ms: 5_000, facts: TrackFacts::default() });
     // A clock that was set back makes no negative time.
     assert_eq!(store.open_recording(new_recording("RM_1", "room", at(0))).await.unwrap().offset_ms, 0);
 
@@ -88,7 +88,7 @@ pub async fn a_track_continues_its_recording_while_no_session_is_known(db: &Test
     let store = db.store().await;
     let first = open_recording(&store, "room", "room", 0).await;
     let again = store.open_recording(new_recording("room", "room", at(2))).await.unwrap();
-    assert_eq!(again, OpenedRecording { id: first.clone(), offset_ms: 2_000 });
+    assert_eq!(again, OpenedRecording { id: first.clone(), offset_ms: 2_000, facts: TrackFacts::default() });
     assert_ne!(open_recording(&store, "another meeting", "room", 3).await, first);
     assert_ne!(open_recording(&store, "room", "another room", 3).await, first);
     assert_eq!(db.count("tracks").await, 3, "continuing makes no track");
@@ -180,7 +180,7 @@ pub async fn a_recording_that_missed_its_session_finds_it_at_its_end(db: &TestDa
     // As if both had been committed at the same time, neither seeing the other.
     db.execute(
         "INSERT INTO tracks (id, room_name, sid, kind, source, name, mime_type, mute_spans)
-         VALUES ('own', 'room', 'TR_1', 'AUDIO', '', '', '', '[7]');
+         VALUES ('own', 'room', 'TR_1', 'AUDIO', '', '', '', '[{\"startMs\":7,\"endMs\":9}]');
          UPDATE recordings SET session_id = NULL, track_id = 'own'",
     )
     .await
@@ -191,7 +191,7 @@ pub async fn a_recording_that_missed_its_session_finds_it_at_its_end(db: &TestDa
     let row = row(&store, &recording).await;
     assert_eq!((row.session_id, row.ended_at), (session_id(&store, "RM_1").await, Some(at(2).naive_utc())));
     let tracks = store.tracks(MeetingId::new("RM_1"), ALL).await.unwrap();
-    assert_eq!((tracks.len(), tracks[0].mute_spans.as_str(), &tracks[0].id), (1, "[7]", &row.track_id));
+    assert_eq!((tracks.len(), tracks[0].mute_spans.as_str(), &tracks[0].id), (1, r#"[{"startMs":7,"endMs":9}]"#, &row.track_id));
     assert_eq!(db.count("tracks").await, 1);
 }
 

@@ -1,5 +1,6 @@
 //! A track's children: how they are made, and what happens when one dies.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -11,15 +12,14 @@ use tokio::task::{JoinError, JoinHandle};
 use super::phase::TrackEvent;
 use super::rows::TrackIdentity;
 use super::{SegmentFull, Service, TrackActor, WriterFailed};
-use crate::actors::buffer::{BufferActor, BufferParams, Taker, UseTaker, UseWriter};
+use crate::actors::buffer::{BufferActor, BufferParams, MAX_SEGMENT_BYTES, Taker, UseTaker, UseWriter};
 use crate::actors::child::{Child, RestartPolicy, Verdict, jitter};
 use crate::actors::hume_client::{HumeClientActor, HumeClientParams};
 use crate::actors::wav_writer::{FinishSegment, WavWriterActor, WavWriterParams};
 use crate::audio::window::{GroupLimits, Grouper};
 use crate::db::rows::EndReason;
-use crate::ids::{Identity, TrackSid};
+use crate::ids::{Identity, SegmentId, TrackSid};
 use crate::recording::path::SegmentName;
-use crate::recording::wav_header::MAX_DATA_BYTES;
 
 /// 5 in 60 s, then the track fails; the next segment opens at once.
 const WRITER_RESTARTS: RestartPolicy =
@@ -53,8 +53,12 @@ impl TrackActor {
             track: track.clone().map(TrackSid::into_string),
         };
         let (rows, stats, shared) = (self.rows.clone(), Arc::clone(&self.params.stats), Arc::clone(&resources));
+        let segment = Rc::clone(&self.segment);
         let (writer, writer_runs) = Child::start(WRITER_RESTARTS, move || {
+            let id = SegmentId::fresh();
+            segment.replace(id.clone());
             WavWriterActor::new(WavWriterParams {
+                id,
                 audio_dir: shared.audio_dir.clone(),
                 name: name.clone(),
                 format: stats.format(),
@@ -116,7 +120,7 @@ impl TrackActor {
 
     fn use_writer(&self, writer: &Child<WavWriterActor>) -> UseWriter {
         let format = self.params.stats.format();
-        let limit_bytes = format.bytes_in(self.params.resources.recording.segment_duration).min(MAX_DATA_BYTES - (8 << 20));
+        let limit_bytes = format.bytes_in(self.params.resources.recording.segment_duration).min(MAX_SEGMENT_BYTES);
         UseWriter { writer: writer.addr().clone().recipient(), generation: writer.generation(), limit_bytes }
     }
 
@@ -130,7 +134,12 @@ impl TrackActor {
         log::error!("a child of a track panicked connection={} child={kind:?} generation={generation} error={error}", self.params.connection);
         match kind {
             ChildKind::Buffer => self.on(TrackEvent::End(EndReason::Failed), ctx),
-            ChildKind::Writer => self.replace_failed_writer(generation, "it panicked", ctx),
+            ChildKind::Writer => {
+                if self.children.as_ref().is_some_and(|children| children.writer.generation() == generation) {
+                    self.rows.segment_abandoned(self.segment.borrow().clone());
+                }
+                self.replace_failed_writer(generation, "it panicked", ctx);
+            }
             ChildKind::Analysis => self.restart_analysis(generation, ctx),
         }
     }

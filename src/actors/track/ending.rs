@@ -8,13 +8,15 @@ use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
 use super::phase::TrackEvent;
-use super::{CloseSocket, TrackActor};
+use super::{AudioArrived, CloseSocket, TakeTail, TrackActor};
 use crate::actors::buffer::FinishBuffer;
 use crate::actors::hume_client::FinishAnalysis;
 use crate::actors::session_registry::TrackEnded;
 use crate::actors::wav_writer::FinishSegment;
 use crate::db::rows::EndReason;
 
+/// How long a socket may take to hand over its last 100 ms.
+const TAIL_DEADLINE: Duration = Duration::from_millis(250);
 /// How long the buffer may take to empty itself, and a segment to be sealed, when the track ends: both within a shutdown's 10 s.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(4);
 /// How long the end waits for the rows; they go on without it.
@@ -24,6 +26,31 @@ const ANALYSIS_DEADLINE: Duration = Duration::from_secs(10);
 const ANALYSIS_SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
 
 impl TrackActor {
+    /// Ends the track; where that is not the socket's own doing, what it has collected comes along first.
+    pub(super) fn end_with_tail(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
+        let tail = match reason {
+            EndReason::Shutdown => self.socket.as_ref().map(|socket| socket.tail.send(TakeTail)),
+            EndReason::Closed
+            | EndReason::Lost
+            | EndReason::Idle
+            | EndReason::Superseded
+            | EndReason::Rotated
+            | EndReason::Violation
+            | EndReason::TicketSpent
+            | EndReason::Failed
+            | EndReason::Crashed => None,
+        };
+        let Some(tail) = tail else { return self.on(TrackEvent::End(reason), ctx) };
+        let taken = async move { tokio::time::timeout(TAIL_DEADLINE, tail).await };
+        ctx.spawn(taken.into_actor(self).map(move |taken, track, ctx| {
+            // A socket that is frozen by its peer has nothing to give in time.
+            if let Ok(Ok(Some(tail))) = taken {
+                Handler::<AudioArrived>::handle(track, tail, ctx);
+            }
+            track.on(TrackEvent::End(reason), ctx);
+        }));
+    }
+
     /// Buffer, then segment, then rows: each with a deadline, so that nothing holds up a shutdown.
     pub(super) fn drain(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
         self.params.stats.draining.store(true, Relaxed);
@@ -39,8 +66,7 @@ impl TrackActor {
                 track.finish_analysis(reason, ctx);
                 let writer = track.children.as_ref().map(|children| children.writer.addr().clone());
                 let earlier = join_all(std::mem::take(&mut track.sealing));
-                let sealed = async move {
-                    earlier.await;
+                let last = async move {
                     if let Some(writer) = writer
                         && let Err(error) = writer.send(FinishSegment { reason }).await
                     {
@@ -48,6 +74,7 @@ impl TrackActor {
                         log::warn!("a segment was not finished by its writer error={error}");
                     }
                 };
+                let sealed = async move { tokio::join!(earlier, last) };
                 async move { tokio::time::timeout(DRAIN_DEADLINE, sealed).await.is_ok() }.into_actor(track)
             })
             .then(|sealed, track, _| {
@@ -107,7 +134,7 @@ impl TrackActor {
             // A socket that went meanwhile waits no more.
             waiting.send(()).ok();
         }
-        if let Some(Err(SendError::Full(_))) = self.socket.take().map(|socket| socket.try_send(CloseSocket { reason })) {
+        if let Some(Err(SendError::Full(_))) = self.socket.take().map(|socket| socket.close.try_send(CloseSocket { reason })) {
             log::warn!("a socket does not take its order to close connection={}", self.params.connection);
         }
         if self.children.is_none() {

@@ -60,6 +60,8 @@ pub struct Measured {
 enum RowOp {
     Opened(OpenedSegment),
     Closed(ClosedSegment),
+    /// Its writer died.
+    Abandoned(SegmentId),
     Facts(TrackFacts),
     Measured(Vec<Measured>),
     /// Answers when everything before it is in the database.
@@ -99,6 +101,11 @@ impl RowLog {
 
     pub fn segment_closed(&self, segment: ClosedSegment) {
         self.put(RowOp::Closed(segment));
+    }
+
+    /// Its writer died: the file says how it ended.
+    pub fn segment_abandoned(&self, id: SegmentId) {
+        self.put(RowOp::Abandoned(id));
     }
 
     /// Mute spans count from the connection's first sample.
@@ -155,7 +162,8 @@ impl Keeper {
         while let Some(op) = ops.recv().await {
             self.apply(op).await;
         }
-        self.close_abandoned().await;
+        // A track that died could not say its end.
+        self.end().await;
     }
 
     async fn apply(&mut self, op: RowOp) {
@@ -166,9 +174,10 @@ impl Keeper {
                 self.insist("segment", |store| store.close_segment(closed.clone())).await;
             }
             RowOp::Facts(facts) => {
-                if let Some(OpenedRecording { id, offset_ms }) = self.recording.clone() {
-                    let mute_spans = facts.mute_spans.iter().map(|span| shifted(span, offset_ms)).collect();
-                    let facts = TrackFacts { mute_spans, ..facts };
+                if let Some(OpenedRecording { id, offset_ms, facts: earlier }) = self.recording.clone() {
+                    let own = facts.mute_spans.iter().map(|span| shifted(span, offset_ms));
+                    let mute_spans = earlier.mute_spans.into_iter().chain(own).collect();
+                    let facts = TrackFacts { mute_spans, format_mismatch: facts.format_mismatch.or(earlier.format_mismatch) };
                     self.insist("track", |store| store.set_track_facts(id.clone(), facts.clone())).await;
                 }
             }
@@ -183,12 +192,20 @@ impl Keeper {
                 // Nobody may be waiting any more.
                 done.send(()).ok();
             }
-            RowOp::End => {
-                self.close_abandoned().await;
-                if let Some(OpenedRecording { id, .. }) = self.recording.clone() {
-                    self.insist("recording", |store| store.close_recording(id.clone())).await;
-                }
+            RowOp::Abandoned(id) => {
+                let (dead, others) = std::mem::take(&mut self.open).into_iter().partition(|open| open.id == id);
+                self.open = others;
+                self.close_abandoned(dead).await;
             }
+            RowOp::End => self.end().await,
+        }
+    }
+
+    async fn end(&mut self) {
+        let open = std::mem::take(&mut self.open);
+        self.close_abandoned(open).await;
+        if let Some(OpenedRecording { id, .. }) = self.recording.clone() {
+            self.insist("recording", |store| store.close_recording(id.clone())).await;
         }
     }
 
@@ -231,8 +248,8 @@ impl Keeper {
     }
 
     /// Writers that died have left their segments open: the files themselves know their length.
-    async fn close_abandoned(&mut self) {
-        for segment in std::mem::take(&mut self.open) {
+    async fn close_abandoned(&self, segments: Vec<OpenedSegment>) {
+        for segment in segments {
             let path = below(&self.audio_dir, &segment.path);
             let repaired = tokio::task::spawn_blocking(move || path.map(|path| repair(&path))).await;
             let Ok(Some(Ok(repaired))) = repaired else {

@@ -198,6 +198,7 @@ async fn a_dead_writer_is_replaced_and_no_sample_is_lost() {
     track.kill(ChildKind::Writer).await;
     track.send(40_000).await;
     track.until("it is restarted", |stats| stats.writer_restarts.load(Relaxed) == 1).await;
+    stage.rows("TR_1", |segments| segments[0].end_reason.as_deref() == Some("failed")).await;
     track.send(20_000).await;
     track.finish().await;
     let (recording, segments) = stage.rows("TR_1", |segments| segments.len() == 2 && segments.iter().all(|s| s.end_reason.is_some())).await;
@@ -269,6 +270,12 @@ async fn a_dead_track_is_told_to_the_registry_and_its_row_is_closed_by_the_file(
     track.addr.send(PanicIn(Victim::Track)).await.expect_err("it dies of it");
     tokio::time::timeout(Duration::from_secs(20), stage.ended.recv()).await.expect("told");
     let (_, segments) = stage.rows("TR_1", |segments| segments.iter().all(|s| s.end_reason.is_some())).await;
+    let ended = async {
+        while stage.rows("TR_1", |_| true).await.0.ended_at.is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("the recording ends too");
     assert_eq!((reasons(&segments), stage.audio(&segments)), (vec!["failed"], track.sent.clone()));
     assert_eq!(segments[0].frames, 10_000);
 }

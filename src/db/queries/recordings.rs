@@ -38,7 +38,9 @@ pub async fn admit(
 /// A connection of a known track continues that track's recording in the meeting; one that names no track starts its own.
 pub async fn open(connection: &mut Connection, new: &NewRecording) -> Result<OpenedRecording, DbError> {
     transaction!(connection, async |connection| {
-        let session = match sessions::find(connection, &new.meeting).await? {
+        // A sender may name any meeting; only one of its own room is its session.
+        let named = sessions::find(connection, &new.meeting).await?.filter(|session| session.room_name == new.room.as_str());
+        let session = match named {
             Some(session) => Some(session),
             None => sessions::active_of_room(connection, &new.room).await?,
         };
@@ -64,7 +66,8 @@ pub async fn open(connection: &mut Connection, new: &NewRecording) -> Result<Ope
                     .execute(connection)
                     .await?;
                 let offset = (new.started_at.naive_utc() - known.started_at).num_milliseconds();
-                return Ok(OpenedRecording { id: RecordingId::new(known.id), offset_ms: u64::try_from(offset).unwrap_or(0) });
+                let facts = track_facts(connection, &known.track_id).await?;
+                return Ok(OpenedRecording { id: RecordingId::new(known.id), offset_ms: u64::try_from(offset).unwrap_or(0), facts });
             }
         }
         let track = find_or_make_track(connection, session.as_ref(), new).await?;
@@ -80,7 +83,7 @@ pub async fn open(connection: &mut Connection, new: &NewRecording) -> Result<Ope
             recordings::started_at.eq(new.started_at.naive_utc()),
         );
         diesel::insert_into(recordings::table).values(columns).execute(connection).await?;
-        Ok(OpenedRecording { id: RecordingId::new(id), offset_ms: 0 })
+        Ok(OpenedRecording { id: RecordingId::new(id), offset_ms: 0, facts: TrackFacts::default() })
     })
 }
 
@@ -106,8 +109,21 @@ async fn find_or_make_track(connection: &mut Connection, session: Option<&Sessio
         tracks::mime_type.eq(""),
         tracks::mute_spans.eq("[]"),
     );
-    diesel::insert_into(tracks::table).values(columns).execute(connection).await?;
-    Ok(id)
+    let insert = diesel::insert_into(tracks::table).values(columns).on_conflict((tracks::session_id, tracks::sid)).do_nothing();
+    if insert.execute(connection).await? == 1 {
+        return Ok(id);
+    }
+    // A webhook has made it in this moment.
+    let known = tracks::table.filter(tracks::session_id.eq(session_id)).filter(tracks::sid.eq(new.track.as_ref().map(TrackSid::as_str)));
+    Ok(known.select(tracks::id).first(connection).await?)
+}
+
+/// What the ingest knew of a track.
+async fn track_facts(connection: &mut Connection, track: &str) -> Result<TrackFacts, DbError> {
+    let row = tracks::table.filter(tracks::id.eq(track)).select((tracks::format_mismatch, tracks::mute_spans));
+    let (format_mismatch, spans) = row.first::<(Option<String>, String)>(connection).await?;
+    let mute_spans = serde_json::from_str(&spans).map_err(|error| DbError::Unreadable(error.to_string()))?;
+    Ok(TrackFacts { format_mismatch, mute_spans })
 }
 
 /// Lays what an event says over what is known of a track. The session's row must be held.
@@ -195,11 +211,10 @@ async fn adopt_track(connection: &mut Connection, session: &SessionRow, orphan: 
         diesel::update(own).set(tracks::session_id.eq(&session.id)).execute(connection).await?;
         return Ok(orphan.track_id.clone());
     };
-    let facts = own.select((tracks::format_mismatch, tracks::mute_spans)).first::<(Option<String>, String)>(connection).await?;
-    diesel::update(tracks::table.filter(tracks::id.eq(&known)))
-        .set((tracks::format_mismatch.eq(facts.0), tracks::mute_spans.eq(facts.1)))
-        .execute(connection)
-        .await?;
+    let (mut facts, own_facts) = (track_facts(connection, &known).await?, track_facts(connection, &orphan.track_id).await?);
+    facts.format_mismatch = facts.format_mismatch.or(own_facts.format_mismatch);
+    facts.mute_spans.extend(own_facts.mute_spans);
+    write_facts(connection, &known, &facts).await?;
     diesel::update(recordings::table.filter(recordings::track_id.eq(&orphan.track_id)))
         .set(recordings::track_id.eq(&known))
         .execute(connection)
@@ -210,6 +225,10 @@ async fn adopt_track(connection: &mut Connection, session: &SessionRow, orphan: 
 
 pub async fn set_track_facts(connection: &mut Connection, recording: &RecordingId, facts: &TrackFacts) -> Result<(), DbError> {
     let track: String = recordings::table.filter(recordings::id.eq(recording.as_str())).select(recordings::track_id).first(connection).await?;
+    write_facts(connection, &track, facts).await
+}
+
+async fn write_facts(connection: &mut Connection, track: &str, facts: &TrackFacts) -> Result<(), DbError> {
     let spans = serde_json::to_string(&facts.mute_spans).map_err(|error| DbError::Unreadable(error.to_string()))?;
     diesel::update(tracks::table.filter(tracks::id.eq(track)))
         .set((tracks::format_mismatch.eq(&facts.format_mismatch), tracks::mute_spans.eq(spans)))
@@ -219,11 +238,13 @@ pub async fn set_track_facts(connection: &mut Connection, recording: &RecordingI
 }
 
 /// Ends a recording when its last open segment has ended, at the time of that. One that missed its session while both were made finds it.
-pub async fn close(connection: &mut Connection, recording: &RecordingId) -> Result<(), DbError> {
+/// Of an earlier run, also one whose first file was never made.
+pub async fn close(connection: &mut Connection, recording: &RecordingId, of_earlier_run: bool) -> Result<(), DbError> {
     let of_recording = segments::table.filter(segments::recording_id.eq(recording.as_str()));
     let ends: Vec<Option<chrono::NaiveDateTime>> = of_recording.select(segments::ended_at).load(connection).await?;
-    if let Some(ended_at) = ends.into_iter().collect::<Option<Vec<_>>>().and_then(|ends| ends.into_iter().max()) {
-        let this = recordings::table.filter(recordings::id.eq(recording.as_str()));
+    let this = recordings::table.filter(recordings::id.eq(recording.as_str()));
+    let started_at = if of_earlier_run { Some(this.select(recordings::started_at).first(connection).await?) } else { None };
+    if let Some(ended_at) = ends.into_iter().collect::<Option<Vec<_>>>().and_then(|ends| ends.into_iter().max().or(started_at)) {
         let row: RecordingRow =
             diesel::update(this).set(recordings::ended_at.eq(ended_at)).returning(RecordingRow::as_returning()).get_result(connection).await?;
         if row.session_id.is_none()
@@ -234,6 +255,11 @@ pub async fn close(connection: &mut Connection, recording: &RecordingId) -> Resu
         }
     }
     Ok(())
+}
+
+/// Recordings that have not ended.
+pub async fn all_open(connection: &mut Connection) -> Result<Vec<String>, DbError> {
+    Ok(recordings::table.filter(recordings::ended_at.is_null()).select(recordings::id).load(connection).await?)
 }
 
 pub async fn list(connection: &mut Connection, meeting: Option<&MeetingId>, page: &Page) -> Result<Vec<RecordingRow>, DbError> {
