@@ -263,7 +263,8 @@ impl Actor for TrackActor {
         ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
         self.start_children(ctx);
         ctx.run_interval(WATCH_INTERVAL, |track, ctx| {
-            if std::mem::take(&mut track.facts_changed) {
+            if track.facts_changed && !track.rows.facts_are_waiting() {
+                track.facts_changed = false;
                 track.tell_facts();
             }
             if track.params.stats.idle() > track.params.resources.ingest.idle_timeout {

@@ -1,12 +1,12 @@
 //! The rows of one track, in order, for as long as the database takes: rows follow, the recording never waits for them.
 //!
 //! A task of the store owns the order; it outlives the actors. What it cannot write it tries again, so a database that is down for a while
-//! costs nothing but memory for a few small messages. Only measurements could become many, so they have a bound.
+//! costs nothing but memory for a few small messages. Only measurements and facts could become many: the ones have a bound, and
+//! of the others one waits.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -74,13 +74,14 @@ enum RowOp {
 pub struct RowLog {
     ops: mpsc::UnboundedSender<RowOp>,
     measured_waiting: Arc<AtomicUsize>,
+    facts_waiting: Arc<AtomicBool>,
 }
 
 impl RowLog {
     /// `spent` is told when the connection's ticket turns out to have opened another before.
     pub fn start(store: Store, audio_dir: PathBuf, identity: TrackIdentity, ticket: Option<TicketId>, spent: oneshot::Sender<()>) -> Self {
         let (ops, received) = mpsc::unbounded_channel();
-        let measured_waiting = Arc::<AtomicUsize>::default();
+        let (measured_waiting, facts_waiting) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let keeper = Keeper {
             store: store.clone(),
             audio_dir,
@@ -89,10 +90,11 @@ impl RowLog {
             recording: None,
             open: Vec::new(),
             measured_waiting: Arc::clone(&measured_waiting),
+            facts_waiting: Arc::clone(&facts_waiting),
             spent: Some(spent),
         };
         store.spawn(keeper.run(received));
-        Self { ops, measured_waiting }
+        Self { ops, measured_waiting, facts_waiting }
     }
 
     pub fn segment_opened(&self, segment: OpenedSegment) {
@@ -110,7 +112,13 @@ impl RowLog {
 
     /// Mute spans count from the connection's first sample.
     pub fn facts(&self, facts: TrackFacts) {
+        self.facts_waiting.store(true, Relaxed);
         self.put(RowOp::Facts(facts));
+    }
+
+    /// Whether earlier facts still wait for the database: newer ones had better wait too.
+    pub fn facts_are_waiting(&self) -> bool {
+        self.facts_waiting.load(Relaxed)
     }
 
     /// Behind a database that is down, [`MAX_MEASURED`] of them wait; what comes then is dropped, and said.
@@ -154,6 +162,7 @@ struct Keeper {
     /// The segments whose end nobody has reported yet: the one that is written, one that is being sealed, and those of writers that died.
     open: Vec<OpenedSegment>,
     measured_waiting: Arc<AtomicUsize>,
+    facts_waiting: Arc<AtomicBool>,
     spent: Option<oneshot::Sender<()>>,
 }
 
@@ -174,6 +183,7 @@ impl Keeper {
                 self.insist("segment", |store| store.close_segment(closed.clone())).await;
             }
             RowOp::Facts(facts) => {
+                self.facts_waiting.store(false, Relaxed);
                 if let Some(OpenedRecording { id, offset_ms, facts: earlier }) = self.recording.clone() {
                     let own = facts.mute_spans.iter().map(|span| shifted(span, offset_ms));
                     let mute_spans = earlier.mute_spans.into_iter().chain(own).collect();
