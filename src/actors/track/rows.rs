@@ -121,7 +121,7 @@ impl RowLog {
         self.facts_waiting.load(Relaxed)
     }
 
-    /// Behind a database that is down, [`MAX_MEASURED`] of them wait; what comes then is dropped, and said.
+    /// Behind a database that is down, a bounded number of them waits; what comes then is dropped, and said.
     pub fn measured(&self, measured: Vec<Measured>) {
         if self.measured_waiting.fetch_add(1, Relaxed) < MAX_MEASURED {
             self.put(RowOp::Measured(measured));
