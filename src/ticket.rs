@@ -14,6 +14,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
+use crate::audio::mixdown::Mix;
 use crate::config::Secret;
 use crate::ids::{Identity, MeetingId, RoomName, TicketId, TrackSid};
 
@@ -31,7 +32,7 @@ pub enum TicketKind {
 }
 
 /// What a ticket is good for. What it says wins over the query.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ticket {
     #[serde(rename = "jti")]
@@ -43,8 +44,8 @@ pub struct Ticket {
     pub subject: TicketSubject,
 }
 
-/// The track that a ticket is bound to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The track that a ticket is bound to, and what becomes of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TicketSubject {
     pub room_name: RoomName,
@@ -58,12 +59,35 @@ pub struct TicketSubject {
     pub sample_rate: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<u16>,
+    /// Length of the groups for analysis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_seconds: Option<f64>,
+    /// Whether the analysis service may hear it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analyse: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
 }
 
 /// The longest name in a ticket, in bytes. LiveKit's own limits are 256 and below.
 const MAX_NAME_BYTES: usize = 1_024;
 
 impl TicketSubject {
+    /// Bound to a room, and to nothing else.
+    pub fn of_room(room_name: RoomName) -> Self {
+        Self {
+            room_name,
+            participant: None,
+            track_id: None,
+            meeting_id: None,
+            sample_rate: None,
+            channels: None,
+            group_seconds: None,
+            analyse: None,
+            mix: None,
+        }
+    }
+
     /// What no ticket may say; nothing when it is in order.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
@@ -85,18 +109,34 @@ impl TicketSubject {
         if self.channels.is_some_and(|channels| !(1..=2).contains(&channels)) {
             faults.push("channels must be a number from 1 to 2".to_owned());
         }
+        if self.group_seconds.is_some_and(|seconds| !(0.1..=30.0).contains(&seconds)) {
+            faults.push("groupSeconds must be a number from 0.1 to 30 seconds".to_owned());
+        }
         faults
     }
 }
 
 /// The URL that a ticket opens: what LiveKit's track egress takes as `websocketUrl`. `base` is such as `ws://10.0.0.5:3001`.
+///
+/// It says all that the ticket says, for whoever reads it in an `EgressInfo`; the ticket, which comes last, decides.
 pub fn socket_url(base: &str, ticket: &Ticket, text: &str) -> String {
     let path = match ticket.kind {
         TicketKind::Audio => "egress-audio",
         TicketKind::Video => "egress-video",
     };
-    let room = percent_encode(ticket.subject.room_name.as_str());
-    format!("{base}/{path}?roomName={room}&ticket={text}")
+    let TicketSubject { room_name, participant, track_id, meeting_id, sample_rate, channels, group_seconds, analyse, mix } = &ticket.subject;
+    let said = [
+        ("participant", participant.as_ref().map(|identity| percent_encode(identity.as_str()))),
+        ("trackId", track_id.as_ref().map(|sid| percent_encode(sid.as_str()))),
+        ("meetingId", meeting_id.as_ref().map(|id| percent_encode(id.as_str()))),
+        ("sampleRate", sample_rate.map(|rate| rate.to_string())),
+        ("channels", channels.map(|channels| channels.to_string())),
+        ("groupSeconds", group_seconds.map(|seconds| seconds.to_string())),
+        ("analyse", analyse.map(|analyse| analyse.to_string())),
+        ("mix", mix.map(|mix| mix.as_str().to_owned())),
+    ];
+    let said: String = said.into_iter().filter_map(|(name, value)| Some(format!("&{name}={}", value?))).collect();
+    format!("{base}/{path}?roomName={}{said}&ticket={text}", percent_encode(room_name.as_str()))
 }
 
 /// A value of a query string.
@@ -176,12 +216,44 @@ mod tests {
 
     fn subject() -> TicketSubject {
         TicketSubject {
-            room_name: RoomName::new("room"),
             participant: Some(Identity::new("ana")),
-            track_id: None,
-            meeting_id: None,
             sample_rate: Some(48_000),
             channels: Some(2),
+            group_seconds: Some(2.5),
+            analyse: Some(false),
+            mix: Some(Mix::Mono),
+            ..TicketSubject::of_room(RoomName::new("room"))
+        }
+    }
+
+    fn url(kind: TicketKind, subject: TicketSubject) -> String {
+        let ticket = Ticket { id: TicketId::new("id"), expires_at: Utc::now(), kind, subject };
+        socket_url("wss://media.example.com", &ticket, "v1.x.y")
+    }
+
+    #[test]
+    fn the_url_says_what_the_ticket_says_and_the_ticket_last() {
+        let said = "roomName=room&participant=ana&sampleRate=48000&channels=2&groupSeconds=2.5&analyse=false&mix=mono&ticket=v1.x.y";
+        assert_eq!(url(TicketKind::Audio, subject()), format!("wss://media.example.com/egress-audio?{said}"));
+        let named = TicketSubject {
+            participant: Some(Identity::new("a=b?c#d%20")),
+            track_id: Some(TrackSid::new("TR_1")),
+            meeting_id: Some(MeetingId::new("M\u{e9}")),
+            group_seconds: Some(2.0),
+            ..TicketSubject::of_room(RoomName::new("a room & more"))
+        };
+        let said = "roomName=a%20room%20%26%20more&participant=a%3Db%3Fc%23d%2520&trackId=TR_1&meetingId=M%C3%A9&groupSeconds=2&ticket=v1.x.y";
+        assert_eq!(url(TicketKind::Video, named), format!("wss://media.example.com/egress-video?{said}"));
+    }
+
+    #[test]
+    fn groups_of_a_tenth_of_a_second_to_half_a_minute_are_in_order() {
+        let faults = |seconds| TicketSubject { group_seconds: Some(seconds), ..subject() }.faults();
+        for good in [0.1, 2.5, 30.0] {
+            assert_eq!(faults(good), Vec::<String>::new(), "{good}");
+        }
+        for bad in [0.09, 30.1, 0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert_eq!(faults(bad), ["groupSeconds must be a number from 0.1 to 30 seconds"], "{bad}");
         }
     }
 

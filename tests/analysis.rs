@@ -261,6 +261,28 @@ async fn without_a_key_or_switched_off_nothing_is_sent_and_that_is_said() {
 }
 
 #[tokio::test]
+async fn a_connection_that_asks_for_no_analysis_gets_none_and_others_go_on() {
+    let fake = hume();
+    let app = streaming_to(&fake.url()).start().await;
+    let (unheard, heard) = (counter_pcm(24_000, 1), counter_pcm(24_000, 50_000));
+    let mut quiet = EgressPeer::connect(app.addr, "/egress-audio?roomName=quiet&participant=bo&groupSeconds=0.5&analyse=false").await.unwrap();
+    let mut loud = EgressPeer::connect(app.addr, "/egress-audio?roomName=room&participant=ana&groupSeconds=0.5&analyse=true").await.unwrap();
+    quiet.send_pcm(&unheard).await.unwrap();
+    loud.send_pcm(&heard).await.unwrap();
+    payloads(&fake, 1).await;
+    let skipped = app.eventually("the group is logged", async || Some(app.pipeline_log("quiet")).filter(|log| !log.is_empty())).await;
+    assert!(skipped.ends_with("sequence=1 duration_ms=500 bytes=96000 outcome=skipped reason=\"the connection asked for none\"\n"), "{skipped}");
+    let live = app.live("bo").await.unwrap();
+    assert_eq!((live["groups"].as_u64(), live["analysisConnections"].as_u64(), live["analysedGroups"].as_u64()), (Some(1), Some(0), Some(0)));
+    assert_eq!(app.live("ana").await.unwrap()["analysisConnections"], 1);
+    quiet.close_and_wait().await;
+    loud.close_and_wait().await;
+    fake.wait_until("the end of the conversation", |seen| seen.open == 0).await;
+    assert_eq!((fake.handshakes().len(), fake.payloads().len()), (1, 1), "of the other connection");
+    assert_eq!(outcomes(&app, 1).await, ["1 sent"]);
+}
+
+#[tokio::test]
 async fn no_log_level_shows_the_key_or_the_query_of_the_url() {
     const IN_QUERY: &str = "s3cret-in-query-27182";
     let fake = hume();

@@ -319,6 +319,7 @@ async fn ticket_prints_a_url_that_opens_the_ingest_of_the_server_in_the_same_dir
     let port = app.addr.port().to_string();
     let args =
         ["ticket", "--room", "a room", "--participant", "ana", "--track", "TR_1", "--meeting", "RM_1", "--channels", "1", "--sample-rate", "16000"];
+    let args = [&args[..], &["--group-seconds", "0.5", "--analyse", "false", "--mix", "mono"]].concat();
     let Finished { code, stdout, stderr } = run(app.dir.path(), &[("PORT", &port)], &args).await;
     assert_eq!(code, Some(0), "{stderr}");
     assert!(stderr.contains("opens one connection until"), "{stderr}");
@@ -329,12 +330,14 @@ async fn ticket_prints_a_url_that_opens_the_ingest_of_the_server_in_the_same_dir
     let (item, pcm) = segment_of(&app, "ana").await;
     assert_eq!((item["roomName"].as_str(), item["trackSid"].as_str(), item["meetingId"].as_str()), (Some("a room"), Some("TR_1"), Some("RM_1")));
     assert_eq!((item["segments"][0]["sampleRate"].as_u64(), item["segments"][0]["channels"].as_u64()), (Some(16_000), Some(1)));
-    assert!(pcm == counter_pcm(480, 1));
+    assert!(pcm == counter_pcm(480, 1), "there was nothing to mix");
+    assert!(path.contains("&groupSeconds=0.5&analyse=false&mix=mono&ticket="), "{path}");
 
     let base = [("EGRESS_WS_BASE", "wss://media.example.com/")];
     let Finished { stdout, .. } = run(app.dir.path(), &base, &["ticket", "--room", "r"]).await;
     assert!(stdout.starts_with("wss://media.example.com/egress-audio?roomName=r&ticket="), "{stdout}");
-    let Finished { code, stderr, .. } = run(app.dir.path(), &[], &["ticket", "--room", "", "--channels", "3", "--sample-rate", "1"]).await;
+    let Finished { code, stderr, .. } =
+        run(app.dir.path(), &[], &["ticket", "--room", "", "--channels", "3", "--sample-rate", "1", "--group-seconds", "31"]).await;
     assert_eq!(code, Some(1));
-    assert!(["roomName", "channels", "sampleRate"].iter().all(|name| stderr.contains(name)), "{stderr}");
+    assert!(["roomName", "channels", "sampleRate", "groupSeconds"].iter().all(|name| stderr.contains(name)), "{stderr}");
 }

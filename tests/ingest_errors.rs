@@ -24,7 +24,7 @@ async fn with_tickets() -> TestApp {
 }
 
 fn subject(room: &str) -> TicketSubject {
-    TicketSubject { room_name: RoomName::new(room), participant: None, track_id: None, meeting_id: None, sample_rate: None, channels: None }
+    TicketSubject::of_room(RoomName::new(room))
 }
 
 /// A ticket that was minted so many seconds ago.
@@ -77,6 +77,10 @@ async fn a_bad_query_is_refused_before_the_upgrade_and_its_fault_is_named() {
         ("roomName=r&groupSeconds=30.1", "groupSeconds"),
         ("roomName=r&groupSeconds=NaN", "groupSeconds"),
         ("roomName=r&groupSeconds=long", "groupSeconds"),
+        ("roomName=r&analyse=no", "analyse must be true or false"),
+        ("roomName=r&analyse=0", "analyse must be true or false"),
+        ("roomName=r&mix=stereo", "mix must be mono"),
+        ("roomName=r&mix=Mono&channels=2", "mix must be mono"),
     ];
     for (query, fault) in bad {
         let outcome = EgressPeer::connect(app.addr, &format!("/egress-audio?{query}")).await;

@@ -1,5 +1,7 @@
 //! Audio in, WAV files and rows out.
 
+mod mono;
+
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 

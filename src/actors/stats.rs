@@ -13,7 +13,10 @@ use crate::audio::level::{Level, peak_dbfs};
 #[derive(Debug)]
 pub struct TrackStats {
     opened: Instant,
+    /// What arrives.
     format: Mutex<PcmFormat>,
+    /// Two channels arrive, and one is recorded.
+    mixed_down: bool,
     format_mismatch: Mutex<Option<String>>,
     /// Milliseconds after `opened` at which the last byte came.
     last_arrival_ms: AtomicU64,
@@ -45,13 +48,16 @@ pub struct TrackStats {
 #[serde(rename_all = "camelCase")]
 pub struct TrackSnapshot {
     pub sample_rate: u32,
+    /// That arrive, as `bytes` and `frames`.
     pub channels: u16,
+    pub recorded_channels: u16,
     pub format_mismatch: Option<String>,
     /// Bytes of audio that arrived.
     pub bytes: u64,
     /// Whole frames in them.
     pub frames: u64,
     pub seconds: f64,
+    /// Bytes of audio in files, of `recorded_channels`, as those in queues and drops.
     pub recorded_bytes: u64,
     pub muted: bool,
     /// Nothing came for `ingest.stall_after`.
@@ -108,6 +114,7 @@ impl TrackStats {
         Self {
             opened: Instant::now(),
             format: Mutex::new(format),
+            mixed_down: false,
             format_mismatch: Mutex::default(),
             last_arrival_ms: AtomicU64::default(),
             received_bytes: AtomicU64::default(),
@@ -132,8 +139,20 @@ impl TrackStats {
         }
     }
 
+    /// Of a track whose two channels are recorded as one.
+    pub fn mixed_down(self) -> Self {
+        Self { mixed_down: true, ..self }
+    }
+
+    /// What arrives.
     pub fn format(&self) -> PcmFormat {
         *lock(&self.format)
+    }
+
+    /// What is recorded and analysed.
+    pub fn recorded_format(&self) -> PcmFormat {
+        let format = self.format();
+        if self.mixed_down { PcmFormat { channels: 1, ..format } } else { format }
     }
 
     pub fn set_format(&self, format: PcmFormat) {
@@ -173,6 +192,7 @@ impl TrackStats {
         TrackSnapshot {
             sample_rate: format.sample_rate,
             channels: format.channels,
+            recorded_channels: self.recorded_format().channels,
             format_mismatch: self.format_mismatch(),
             bytes,
             frames: format.frames(bytes),

@@ -33,6 +33,7 @@ use super::stats::{TrackStats, WriteLag};
 use super::wav_writer::CorrectFormat;
 use crate::analysis::connection::AnalysisService;
 use crate::audio::format::PcmFormat;
+use crate::audio::mixdown::{Mix, Mixdown};
 use crate::audio::rate_judge::{RateJudge, Verdict as RateVerdict};
 use crate::config::{AnalysisConfig, IngestConfig, RecordingConfig};
 use crate::db::Store;
@@ -134,10 +135,14 @@ pub struct TrackParams {
     pub connection: ConnectionId,
     pub identity: TrackIdentity,
     pub ticket: Option<TicketId>,
+    /// Of what arrives.
     pub format: PcmFormat,
     /// The handshake was LiveKit's.
     pub from_livekit: bool,
     pub group_seconds: f64,
+    /// Whether the analysis service may hear it.
+    pub analyse: bool,
+    pub mix: Option<Mix>,
     pub stats: Arc<TrackStats>,
     pub resources: Arc<TrackResources>,
     pub registry: Recipient<TrackEnded>,
@@ -147,6 +152,8 @@ pub struct TrackActor {
     params: TrackParams,
     phase: Phase,
     judge: RateJudge,
+    /// Between what arrives and the children, where two channels are recorded as one.
+    mixdown: Option<Mixdown>,
     /// Groups wait for the judge.
     in_doubt: bool,
     rows: RowLog,
@@ -180,6 +187,7 @@ impl TrackActor {
             phase: Phase::Waiting,
             in_doubt: judge.may_be_stereo(),
             judge,
+            mixdown: (params.stats.recorded_format() != params.format).then(Mixdown::default),
             rows,
             children: None,
             socket: None,
@@ -236,7 +244,9 @@ impl TrackActor {
                     declared.byte_rate()
                 ),
                 Some(RateVerdict::IsStereo | RateVerdict::AsDeclared) | None => {
-                    "declared as mono, but LiveKit's 48 kHz stereo arrives: corrected to 2 channels".to_owned()
+                    // The file has stereo under a mono header by now: one header fits all of it, and no sample is made anew.
+                    let unmixed = if self.params.mix.is_some() { " and not mixed" } else { "" };
+                    format!("declared as mono, but LiveKit's 48 kHz stereo arrives: corrected to 2 channels{unmixed}")
                 }
             };
             log::warn!("the format of a track is not as declared connection={} mismatch={mismatch:?}", self.params.connection);
@@ -311,7 +321,12 @@ impl Handler<AudioArrived> for TrackActor {
             }));
         }
         let buffer = children.buffer.addr().clone();
-        let push = PushAudio { audio: msg.audio, arrived: msg.arrived, arrived_at: msg.arrived_at };
+        // What came is counted and judged by now: the children know only what is recorded.
+        let audio = match &mut self.mixdown {
+            Some(mixdown) => mixdown.push(&msg.audio).into(),
+            None => msg.audio,
+        };
+        let push = PushAudio { audio, arrived: msg.arrived, arrived_at: msg.arrived_at };
         // One message under way: the buffer only takes it over, so this is as long as its turn.
         let pushed = async move {
             if let Some(format) = settled {

@@ -4,6 +4,7 @@
 
 pub mod format;
 pub mod level;
+pub mod mixdown;
 pub mod rate_judge;
 pub mod resample;
 pub mod window;

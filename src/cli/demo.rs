@@ -150,12 +150,9 @@ impl<'a> Meeting<'a> {
 
     async fn speak(&self, speaker: &Speaker, bars: &MultiProgress) -> anyhow::Result<()> {
         let subject = TicketSubject {
-            room_name: RoomName::new(ROOM),
             participant: Some(Identity::new(speaker.name)),
             track_id: Some(TrackSid::new(&speaker.track)),
-            meeting_id: None,
-            sample_rate: None,
-            channels: None,
+            ..TicketSubject::of_room(RoomName::new(ROOM))
         };
         let (text, ticket) = self.server.mint.mint(TicketKind::Audio, subject, Utc::now());
         let url = socket_url(&format!("ws://{}", self.base), &ticket, &text);

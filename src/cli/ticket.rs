@@ -7,6 +7,7 @@ use chrono::{SecondsFormat, Utc};
 
 use super::ConfigArg;
 use crate::app::TICKET_KEY_FILE;
+use crate::audio::mixdown::Mix;
 use crate::ids::{Identity, MeetingId, RoomName, TrackSid};
 use crate::keys;
 use crate::ticket::{TicketKind, TicketMint, TicketSubject, socket_url};
@@ -36,6 +37,15 @@ pub struct TicketArgs {
     /// Channels, 1 or 2, for a sender that is not LiveKit
     #[arg(long)]
     channels: Option<u16>,
+    /// Length of the groups for analysis, 0.1 to 30 [default: analysis.group_seconds]
+    #[arg(long, value_name = "SECONDS")]
+    group_seconds: Option<f64>,
+    /// Whether the analysis service may hear the track [default: true]
+    #[arg(long, value_name = "true|false")]
+    analyse: Option<bool>,
+    /// `mono` records the mean of two channels as one
+    #[arg(long, value_name = "mono")]
+    mix: Option<Mix>,
     #[command(flatten)]
     config: ConfigArg,
 }
@@ -53,6 +63,9 @@ pub fn run(args: &TicketArgs) -> anyhow::Result<ExitCode> {
         meeting_id: args.meeting.as_ref().map(MeetingId::new),
         sample_rate: args.sample_rate,
         channels: args.channels,
+        group_seconds: args.group_seconds,
+        analyse: args.analyse,
+        mix: args.mix,
     };
     let faults = subject.faults();
     if !faults.is_empty() {

@@ -27,6 +27,7 @@ use crate::actors::stats::TrackStats;
 use crate::actors::track::rows::TrackIdentity;
 use crate::actors::track::{AttachSocket, AudioArrived, CloseSocket, FinishTrack, MuteTold, SocketLost, TakeTail, TrackActor, TrackParams};
 use crate::audio::format::PcmFormat;
+use crate::audio::mixdown::Mix;
 use crate::config::IngestAuth;
 use crate::db::rows::EndReason;
 use crate::ids::{MeetingId, TicketId};
@@ -73,7 +74,11 @@ pub async fn egress_audio(request: HttpRequest, payload: web::Payload, doors: we
         return Err(ApiError::new(ErrorCode::StorageUnavailable, "recordings cannot be written now"));
     }
     let identity = TrackIdentity { meeting, room: query.room, participant: query.participant, track: query.track };
-    let stats = Arc::new(TrackStats::new(format));
+    let stats = TrackStats::new(format);
+    let stats = Arc::new(match query.mix {
+        Some(Mix::Mono) if format.channels == 2 => stats.mixed_down(),
+        Some(Mix::Mono) | None => stats,
+    });
     let reserve = ReserveTrack { identity: identity.clone(), ticket: ticket.clone(), stats: Arc::clone(&stats) };
     let connection = doors.registry.send(reserve).await?.map_err(|refusal| match refusal {
         Refusal::TicketSpent => ApiError::unauthorized(),
@@ -97,6 +102,8 @@ pub async fn egress_audio(request: HttpRequest, payload: web::Payload, doors: we
         format,
         from_livekit,
         group_seconds: query.group_seconds.unwrap_or(doors.tracks.analysis.group_seconds),
+        analyse: query.analyse.unwrap_or(true),
+        mix: query.mix,
         stats: Arc::clone(&stats),
         resources: Arc::clone(&doors.tracks),
         registry: doors.registry.clone().recipient::<TrackEnded>(),

@@ -4,6 +4,7 @@ use actix_web::web;
 
 use super::error::{ApiError, ErrorCode};
 use crate::audio::format::PcmFormat;
+use crate::audio::mixdown::Mix;
 use crate::ids::{Identity, MeetingId, RoomName, TrackSid};
 use crate::livekit::egress_stream::CONTENT_TYPE;
 use crate::ticket::TicketSubject;
@@ -24,6 +25,9 @@ pub struct IngestQuery {
     pub sample_rate: Option<u32>,
     pub channels: Option<u16>,
     pub group_seconds: Option<f64>,
+    /// Whether the analysis service may hear it; else it may.
+    pub analyse: Option<bool>,
+    pub mix: Option<Mix>,
     pub ticket: Option<String>,
 }
 
@@ -54,6 +58,8 @@ impl IngestQuery {
         let sample_rate = number(get(&["sampleRate"]), "sampleRate", 8_000, 192_000, "", &mut faults);
         let channels = number(get(&["channels"]), "channels", 1, 2, "", &mut faults);
         let group_seconds = number(get(&["groupSeconds"]), "groupSeconds", 0.1, 30.0, " seconds", &mut faults);
+        let analyse = word(get(&["analyse"]), "analyse must be true or false", &mut faults);
+        let mix = word(get(&["mix"]), "mix must be mono", &mut faults);
         if room.is_none() {
             faults.insert(0, "roomName is required".to_owned());
         }
@@ -66,6 +72,8 @@ impl IngestQuery {
                 sample_rate,
                 channels,
                 group_seconds,
+                analyse,
+                mix,
                 ticket: get(&["ticket"]).map(str::to_owned),
             }),
             Some(_) | None => Err(ApiError::new(ErrorCode::InvalidRequest, faults.join("; "))),
@@ -81,7 +89,10 @@ impl IngestQuery {
             meeting: ticket.meeting_id.or(self.meeting),
             sample_rate: ticket.sample_rate.or(self.sample_rate),
             channels: ticket.channels.or(self.channels),
-            ..self
+            group_seconds: ticket.group_seconds.or(self.group_seconds),
+            analyse: ticket.analyse.or(self.analyse),
+            mix: ticket.mix.or(self.mix),
+            ticket: self.ticket,
         }
     }
 
@@ -114,6 +125,14 @@ where
     number
 }
 
+fn word<T: std::str::FromStr>(value: Option<&str>, fault: &str, faults: &mut Vec<String>) -> Option<T> {
+    let word = value?.parse().ok();
+    if word.is_none() {
+        faults.push(fault.to_owned());
+    }
+    word
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,14 +146,16 @@ mod tests {
 
     #[test]
     fn faults_are_told_together() {
-        let error = IngestQuery::parse("sampleRate=7999&channels=3&groupSeconds=31").expect_err("refused").to_string();
-        for name in ["roomName is required", "sampleRate", "channels", "groupSeconds"] {
+        let error = IngestQuery::parse("sampleRate=7999&channels=3&groupSeconds=31&analyse=no&mix=stereo").expect_err("refused").to_string();
+        for name in ["roomName is required", "sampleRate", "channels", "groupSeconds", "analyse must be true or false", "mix must be mono"] {
             assert!(error.contains(name), "{error}");
         }
-        for bad in ["sampleRate=192001", "sampleRate=x", "channels=0", "channels=1.5", "groupSeconds=0.09", "groupSeconds=NaN", "groupSeconds=inf"] {
+        let bad = ["sampleRate=192001", "sampleRate=x", "channels=0", "channels=1.5", "groupSeconds=0.09", "groupSeconds=NaN", "groupSeconds=inf"];
+        for bad in bad.into_iter().chain(["analyse=1", "analyse=True", "mix=stereo", "mix=Mono", "mix=1"]) {
             IngestQuery::parse(&format!("roomName=r&{bad}")).expect_err(bad);
         }
-        for good in ["sampleRate=8000", "sampleRate=192000", "channels=1", "groupSeconds=0.1", "groupSeconds=30"] {
+        let good = ["sampleRate=8000", "sampleRate=192000", "channels=1", "groupSeconds=0.1", "groupSeconds=30"];
+        for good in good.into_iter().chain(["analyse=true", "analyse=false", "mix=mono", "mix="]) {
             IngestQuery::parse(&format!("roomName=r&{good}")).expect(good);
         }
         IngestQuery::parse(&format!("roomName={}", "x".repeat(1_025))).expect_err("too long");
@@ -154,16 +175,21 @@ mod tests {
 
     #[test]
     fn a_ticket_wins_over_the_query() {
-        let query = IngestQuery::parse("roomName=mine&participant=me&trackId=TR_mine&channels=1").expect("a query");
+        let query = IngestQuery::parse("roomName=mine&participant=me&trackId=TR_mine&channels=1&groupSeconds=1&analyse=true").expect("a query");
         let ticket = TicketSubject {
-            room_name: RoomName::new("yours"),
             participant: Some(Identity::new("you")),
             track_id: Some(TrackSid::new("TR_yours")),
-            meeting_id: None,
-            sample_rate: None,
             channels: Some(2),
+            group_seconds: Some(2.5),
+            analyse: Some(false),
+            mix: Some(Mix::Mono),
+            ..TicketSubject::of_room(RoomName::new("yours"))
         };
+        let silent = TicketSubject { group_seconds: None, analyse: None, mix: None, ..ticket.clone() };
+        let unsaid = query.clone().overridden_by(silent);
+        assert_eq!((unsaid.group_seconds, unsaid.analyse, unsaid.mix), (Some(1.0), Some(true), None), "what it leaves open");
         let query = query.overridden_by(ticket);
+        assert_eq!((query.group_seconds, query.analyse, query.mix), (Some(2.5), Some(false), Some(Mix::Mono)));
         assert_eq!((query.room.as_str(), query.participant.expect("said").as_str()), ("yours", "you"));
         assert_eq!((query.track.expect("said").as_str(), query.channels), ("TR_yours", Some(2)));
     }

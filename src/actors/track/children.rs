@@ -61,14 +61,13 @@ impl TrackActor {
                 id,
                 audio_dir: shared.audio_dir.clone(),
                 name: name.clone(),
-                format: stats.format(),
+                format: stats.recorded_format(),
                 rows: rows.clone(),
                 lag: Arc::clone(&shared.lag),
             })
         });
         let analysis = match &resources.service {
-            Service::Nobody(_) => None,
-            Service::Streaming(service) => {
+            Service::Streaming(service) if self.params.analyse => {
                 let (service, rows, log, stats) = (service.clone(), self.rows.clone(), log.clone(), Arc::clone(&self.params.stats));
                 let lifeline = self.lifeline.subscribe();
                 Some(Child::start(ANALYSIS_RESTARTS, move || {
@@ -81,17 +80,19 @@ impl TrackActor {
                     })
                 }))
             }
+            Service::Streaming(_) | Service::Nobody(_) => None,
         };
         let taker = self.taker(analysis.as_ref().map(|(child, _)| child));
         let limits = GroupLimits { seconds: self.params.group_seconds, bytes: resources.analysis.group_bytes };
+        let format = self.params.stats.recorded_format();
         let mut buffer_params = Some(BufferParams {
-            format: self.params.format,
-            grouper: Grouper::new(self.params.format, limits, matches!(taker, Taker::Service(_)), self.in_doubt),
+            format,
+            grouper: Grouper::new(format, limits, matches!(taker, Taker::Service(_)), self.in_doubt),
             normalize: resources.analysis.normalize,
             taker,
             log,
             mute: resources.recording.mute,
-            spool_bytes: self.params.format.bytes_in(resources.recording.spool_per_track),
+            spool_bytes: format.bytes_in(resources.recording.spool_per_track),
             budget: Arc::clone(&resources.budget),
             stats: Arc::clone(&self.params.stats),
             writer: self.use_writer(&writer),
@@ -113,13 +114,14 @@ impl TrackActor {
     fn taker(&self, analysis: Option<&Child<HumeClientActor>>) -> Taker {
         match (analysis, &self.params.resources.service) {
             (Some(child), _) => Taker::Service(child.addr().clone().recipient()),
+            (None, _) if !self.params.analyse => Taker::Nobody("the connection asked for none"),
             (None, Service::Nobody(reason)) => Taker::Nobody(reason),
             (None, Service::Streaming(_)) => Taker::Nobody("the analysis failed too often"),
         }
     }
 
     fn use_writer(&self, writer: &Child<WavWriterActor>) -> UseWriter {
-        let format = self.params.stats.format();
+        let format = self.params.stats.recorded_format();
         let limit_bytes = format.bytes_in(self.params.resources.recording.segment_duration).min(MAX_SEGMENT_BYTES);
         UseWriter { writer: writer.addr().clone().recipient(), generation: writer.generation(), limit_bytes }
     }

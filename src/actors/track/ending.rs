@@ -13,6 +13,7 @@ use crate::actors::buffer::FinishBuffer;
 use crate::actors::hume_client::FinishAnalysis;
 use crate::actors::session_registry::TrackEnded;
 use crate::actors::wav_writer::FinishSegment;
+use crate::audio::mixdown::Mixdown;
 use crate::db::rows::EndReason;
 
 /// How long a socket may take to hand over its last 100 ms.
@@ -54,6 +55,9 @@ impl TrackActor {
     /// Buffer, then segment, then rows: each with a deadline, so that nothing holds up a shutdown.
     pub(super) fn drain(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
         self.params.stats.draining.store(true, Relaxed);
+        if let Some(torn) = self.mixdown.as_ref().map(Mixdown::torn_bytes).filter(|torn| *torn > 0) {
+            log::warn!("the last frame of a track was torn and is left out bytes={torn}");
+        }
         let Some(children) = &self.children else { return self.on(TrackEvent::Drained, ctx) };
         let buffer = children.buffer.addr().clone();
         let emptied = async move { tokio::time::timeout(DRAIN_DEADLINE, buffer.send(FinishBuffer)).await };

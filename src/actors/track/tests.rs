@@ -118,6 +118,8 @@ impl Stage {
             format: PcmFormat::LIVEKIT,
             from_livekit: true,
             group_seconds: 2.0,
+            analyse: true,
+            mix: None,
             stats: Arc::clone(&stats),
             resources: Arc::clone(&self.resources),
             registry: self.probe.clone().recipient(),

@@ -5,6 +5,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::audio::mixdown::Mix;
 use crate::http::Doors;
 use crate::http::body::read_json;
 use crate::http::error::{ApiError, ErrorCode};
@@ -20,6 +21,9 @@ struct NewTicket {
     meeting_id: Option<String>,
     sample_rate: Option<u32>,
     channels: Option<u16>,
+    group_seconds: Option<f64>,
+    analyse: Option<bool>,
+    mix: Option<Mix>,
     #[serde(default)]
     kind: Option<TicketKind>,
 }
@@ -54,6 +58,9 @@ impl NewTicket {
             meeting_id: self.meeting_id.filter(|text| !text.is_empty()).map(MeetingId::new),
             sample_rate: self.sample_rate,
             channels: self.channels,
+            group_seconds: self.group_seconds,
+            analyse: self.analyse,
+            mix: self.mix,
         };
         let faults = subject.faults();
         if faults.is_empty() { Ok(subject) } else { Err(ApiError::new(ErrorCode::InvalidRequest, faults.join("; "))) }
