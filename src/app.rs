@@ -179,11 +179,12 @@ fn key(set: Option<Secret>, dir: &Path, name: &'static str) -> Result<Secret, St
 }
 
 fn webhook_verifier(config: &Config) -> Option<WebhookVerifier> {
-    let credentials = config.livekit.api_key.as_ref().zip(config.secrets.livekit_api_secret.as_ref());
-    if credentials.is_none() {
-        log::warn!("LIVEKIT_API_KEY and LIVEKIT_API_SECRET are not set: every webhook is refused");
+    let keys = &config.secrets.livekit_keys;
+    if keys.is_empty() {
+        log::warn!("neither LIVEKIT_API_KEY and LIVEKIT_API_SECRET nor LIVEKIT_KEYS are set: every webhook is refused");
+        return None;
     }
-    credentials.map(|(key, secret)| WebhookVerifier::new(key, secret.expose()))
+    Some(WebhookVerifier::new(keys.iter().map(|(key, secret)| (key.as_str(), secret.expose()))))
 }
 
 fn service(config: &Config) -> Result<Service, StartError> {

@@ -7,9 +7,12 @@
 //! the server is handed its own section.
 
 mod database_url;
+mod entry;
 mod env;
 mod error;
+mod livekit;
 mod reader;
+mod rules;
 mod secret;
 #[cfg(test)]
 mod tests;
@@ -24,10 +27,11 @@ use toml::Table;
 pub use self::database_url::DatabaseUrl;
 pub use self::env::Env;
 pub use self::error::{ConfigError, Fault};
+pub use self::livekit::LiveKitConfig;
 pub use self::secret::Secret;
 
 use self::reader::Reader;
-use self::value::{base_url, choice, duration, flag, livekit_url, origins, path, real, size, text, url, whole};
+use self::value::{base_url, choice, duration, flag, origins, path, real, size, text, url, whole};
 
 /// Read from the working directory when no file is named.
 const DEFAULT_FILE: &str = "config.toml";
@@ -91,14 +95,6 @@ pub struct StorageConfig {
     pub dir: PathBuf,
     pub audio_dir: PathBuf,
     pub pipeline_log_dir: PathBuf,
-}
-
-/// How LiveKit's API is reached; its secret is in [`Secrets`], and both halves of the pair are set or neither.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LiveKitConfig {
-    /// http, https, ws or wss as written, without a trailing slash; livekit-api maps ws to http itself.
-    pub url: Option<String>,
-    pub api_key: Option<String>,
 }
 
 /// The audio sockets, `WS /egress-audio`.
@@ -172,6 +168,8 @@ pub struct HumeConfig {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Secrets {
     pub livekit_api_secret: Option<Secret>,
+    /// All of LiveKit's keys by name, each once; the pair of [`LiveKitConfig::api_key`] first.
+    pub livekit_keys: Vec<(String, Secret)>,
     pub hume_api_key: Option<Secret>,
     /// `None` lets the server make one.
     pub admin_api_key: Option<Secret>,
@@ -208,7 +206,7 @@ impl Config {
     }
 
     fn read(reader: &mut Reader) -> Self {
-        Self {
+        let mut config = Self {
             http: HttpConfig::read(reader),
             database: DatabaseConfig::read(reader),
             storage: StorageConfig::read(reader),
@@ -218,7 +216,9 @@ impl Config {
             analysis: AnalysisConfig::read(reader),
             hume: HumeConfig::read(reader),
             secrets: Secrets::read(reader),
-        }
+        };
+        config.join_livekit_keys(reader);
+        config
     }
 
     /// What no single key can know. It asks whether a key *is set*, not for its value, so that a fault in the value is
@@ -228,6 +228,9 @@ impl Config {
             (true, false) => reader.fault("livekit", "api_key", "stands without livekit.api_secret, set LIVEKIT_API_SECRET"),
             (false, true) => reader.fault("livekit", "api_secret", "stands without livekit.api_key, set LIVEKIT_API_KEY"),
             (true, true) | (false, false) => {}
+        }
+        if self.livekit.min_starts > self.livekit.max_starts {
+            reader.fault("livekit", "min_starts", "is above livekit.max_starts, expected at most as many");
         }
         if reader.is_set("hume", "api_key") && !reader.is_set("hume", "url") {
             reader.fault(
@@ -279,16 +282,6 @@ impl StorageConfig {
             dir: reader.take("storage", "dir", &[], "storage", path),
             audio_dir: reader.take("storage", "audio_dir", &audio, "storage/egress/audio", path),
             pipeline_log_dir: reader.take("storage", "pipeline_log_dir", &logs, "storage/pipeline-logs", path),
-        }
-    }
-}
-
-impl LiveKitConfig {
-    fn read(reader: &mut Reader) -> Self {
-        let urls = ["LIVEKIT_URL", "LIVEKIT_API_URL", "LIVEKIT_HOST"];
-        Self {
-            url: reader.take_optional("livekit", "url", &urls, livekit_url),
-            api_key: reader.take_optional("livekit", "api_key", &["LIVEKIT_API_KEY"], text),
         }
     }
 }
@@ -345,6 +338,8 @@ impl Secrets {
     fn read(reader: &mut Reader) -> Self {
         Self {
             livekit_api_secret: reader.take_secret("livekit", "api_secret", "LIVEKIT_API_SECRET", 1),
+            // Read when the pair is known.
+            livekit_keys: Vec::new(),
             hume_api_key: reader.take_secret("hume", "api_key", "HUME_API_KEY", 1),
             admin_api_key: reader.take_secret("http", "admin_api_key", "ADMIN_API_KEY", 16),
             ingest_ticket_secret: reader.take_secret("ingest", "ticket_secret", "INGEST_TICKET_SECRET", 32),

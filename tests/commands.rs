@@ -154,8 +154,9 @@ async fn demo_goes_on_serving_until_it_is_told_to_end() {
 }
 
 /// Values that must show nowhere.
-const SECRETS: [(&str, &str); 5] = [
+const SECRETS: [(&str, &str); 6] = [
     ("LIVEKIT_API_SECRET", "canary-livekit-0123456789"),
+    ("LIVEKIT_KEYS", "more: canary-more-0123456789"),
     ("ADMIN_API_KEY", "canary-admin-0123456789"),
     ("INGEST_TICKET_SECRET", "canary-ticket-0123456789-0123456789"),
     ("HUME_API_KEY", "canary-hume-0123456789"),
@@ -174,7 +175,19 @@ async fn check_of_an_empty_directory_finds_nothing_at_fault_and_tells_what_it_lo
     let dir = TempDir::new().unwrap();
     let Finished { code, stdout, .. } = check(&dir, &[]).await;
     assert_eq!(code, Some(0), "{stdout}");
-    for name in ["configuration", "database", "storage", "audio directory", "pipeline logs", "admin key", "ticket key", "ingest", "LiveKit", "Hume"] {
+    for name in [
+        "configuration",
+        "database",
+        "storage",
+        "audio directory",
+        "pipeline logs",
+        "admin key",
+        "ticket key",
+        "ingest",
+        "webhooks",
+        "LiveKit",
+        "Hume",
+    ] {
         let told = stdout.lines().any(|line| line.split_once("  ").is_some_and(|(_, rest)| rest.trim_start().starts_with(name)));
         assert!(told, "{name} is not spoken of:\n{stdout}");
     }
@@ -197,6 +210,7 @@ async fn check_exits_with_1_for_each_fault_and_tells_no_secret() {
         let faults: Vec<_> = stdout.lines().filter_map(|line| line.strip_prefix("FAULT")).collect();
         assert_eq!((code, faults.len()), (Some(1), 1), "{stdout}");
         assert!(faults[0].trim_start().starts_with(name), "{stdout}");
+        assert_eq!(stdout.contains("believed if they are signed with key or more"), name != "configuration", "{stdout}");
     }
 
     let dir = TempDir::new().unwrap();

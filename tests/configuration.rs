@@ -68,7 +68,7 @@ async fn a_named_file_is_read_instead_of_config_toml_and_must_exist() {
 
 #[tokio::test]
 async fn every_fault_of_every_source_stops_the_start_in_one_message() {
-    let file = "[http]\nport = 70000\nprot = 1\n[recordng]\nmute = \"keep\"\n[ingest]\nstall_after = \"2h\"\n";
+    let file = "[http]\nport = 70000\nprot = 1\n[[livekit.rules]]\nkind = \"egress\"\n[recordng]\nmute = \"keep\"\n[ingest]\nstall_after = \"2h\"\n";
     let dir = directory(&[("config.toml", file), (".env", "AUDIO_PIPELINE_GROUP_SECONDS=31\n")]);
     let env = [("ADMIN_API_KEY", "short"), ("LIVE_MEETING__HTTP__WORKERS", "0"), ("LIVE_MEETING__NO__KEY", "1"), ("LIVEKIT_API_KEY", "alone")];
     let Finished { code, stdout, stderr } = run(dir.path(), &env, &["serve"]).await;
@@ -76,6 +76,7 @@ async fn every_fault_of_every_source_stops_the_start_in_one_message() {
     let faults = [
         "http.port (from config.toml): 70000 is out of range",
         "http.prot (from config.toml): unknown key",
+        "livekit.rules[1].kind (from config.toml): \"egress\" is never recorded",
         "recordng.mute (from config.toml): unknown key",
         "ingest.stall_after (from config.toml): \"2h\" is out of range",
         "analysis.group_seconds (from AUDIO_PIPELINE_GROUP_SECONDS): \"31\" is out of range",
@@ -133,6 +134,7 @@ async fn no_secret_ticket_token_or_query_string_is_in_the_log_at_any_level() {
         ("ADMIN_API_KEY", "canary-admin-0123456789"),
         ("INGEST_TICKET_SECRET", "canary-ticket-0123456789-0123456789"),
         ("IMENTIV_API_KEY", "canary-imentiv-0123456789"),
+        ("LIVEKIT_KEYS", "more: canary-more-0123456789"),
     ];
     let admin = secrets[2].1;
     let builder = secrets.iter().fold(TestApp::builder(), |builder, (name, secret)| builder.env(name, *secret));

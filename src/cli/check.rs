@@ -61,6 +61,7 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
             IngestAuth::Open => Finding::Note("ingest.auth is \"open\": whoever reaches this server can record on it".to_owned()),
         },
     ));
+    findings.push(("webhooks", webhooks(&config)));
     findings.push(("LiveKit", livekit(&config).await));
     findings.push((
         "Hume",
@@ -125,15 +126,23 @@ fn key(set: Option<&Secret>, variable: &str, config: &Config, file: &str) -> Fin
     }
 }
 
+fn webhooks(config: &Config) -> Finding {
+    let names: Vec<&str> = config.secrets.livekit_keys.iter().map(|(name, _)| name.as_str()).collect();
+    if names.is_empty() {
+        return Finding::Note("neither LIVEKIT_API_KEY and LIVEKIT_API_SECRET nor LIVEKIT_KEYS are set: every webhook is refused".to_owned());
+    }
+    Finding::Fine(format!("believed if they are signed with {}", names.join(" or ")))
+}
+
 async fn livekit(config: &Config) -> Finding {
     let Some((key, secret)) = config.livekit.api_key.as_ref().zip(config.secrets.livekit_api_secret.as_ref()) else {
-        return Finding::Note("LIVEKIT_API_KEY and LIVEKIT_API_SECRET are not set: every webhook is refused".to_owned());
+        return Finding::Note("not tried: there is no key".to_owned());
     };
     let Some(url) = &config.livekit.url else {
         return Finding::Note("a key and a secret are set, but not tried: LIVEKIT_URL is not set".to_owned());
     };
     match rooms::count(url, key, secret.expose()).await {
-        Ok(rooms) => Finding::Fine(format!("{url} accepts the credentials; {rooms} rooms are open")),
+        Ok(rooms) => Finding::Fine(format!("{url} accepts the key {key}; {rooms} rooms are open")),
         Err(error) => Finding::Fault(format!("{url}: {error}")),
     }
 }

@@ -60,6 +60,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     config.database.url = DatabaseUrl::Sqlite(directory.join("live-meeting.db"));
     config.livekit.api_key = Some(API_KEY.to_owned());
     config.secrets.livekit_api_secret = Some(Secret::new(&secret));
+    config.secrets.livekit_keys = vec![(API_KEY.to_owned(), Secret::new(&secret))];
     config.ingest.auth = IngestAuth::Ticket;
     let has_own_key = config.secrets.admin_api_key.is_none();
     let (audio_dir, log_dir) = (config.storage.audio_dir.clone(), config.storage.pipeline_log_dir.clone());

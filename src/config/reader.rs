@@ -8,6 +8,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
+use super::entry::{Entry, tables};
 use super::env::Env;
 use super::error::{ConfigError, Fault};
 use super::secret::Secret;
@@ -97,8 +98,37 @@ impl<'a> Reader<'a> {
         parse(&raw?).map_err(|problem| self.fault(section, name, &problem)).ok()
     }
 
+    /// Takes a list of tables, each of them read by `read`, in the order of the file.
+    pub(super) fn take_list<T>(&mut self, section: &'static str, name: &'static str, read: impl Fn(&mut Entry) -> T) -> Vec<T> {
+        let tables = self.take_optional(section, name, &[], tables).unwrap_or_default();
+        let mut list = Vec::new();
+        for (table, number) in tables.into_iter().zip(1_usize..) {
+            let mut entry = Entry::new(format!("{section}.{name}[{number}]"), table);
+            list.push(read(&mut entry));
+            let faults = entry.finish().into_iter().map(|(key, problem)| Fault { key, origin: self.file.clone(), problem });
+            self.faults.extend(faults);
+        }
+        list
+    }
+
     /// Takes a key that only the environment may set.
     pub(super) fn take_secret(&mut self, section: &'static str, name: &'static str, variable: &str, min_chars: usize) -> Option<Secret> {
+        let text = self.take_secret_text(section, name, variable)?;
+        if text.chars().count() < min_chars {
+            self.fault(section, name, &format!("is too short, expected at least {min_chars} characters"));
+        }
+        if text.trim() != text || text.contains(char::is_control) {
+            self.fault(section, name, "has white space around it or control characters, expected none");
+        }
+        Some(Secret::new(text))
+    }
+
+    /// The same for a secret of several lines, which the caller judges.
+    pub(super) fn take_secret_lines(&mut self, section: &'static str, name: &'static str, variable: &str) -> Option<Secret> {
+        self.take_secret_text(section, name, variable).map(Secret::new)
+    }
+
+    fn take_secret_text(&mut self, section: &'static str, name: &'static str, variable: &str) -> Option<String> {
         let key = Key { section, name };
         if self.claim(key).is_some() {
             let problem = format!("is a secret, which no file may hold, set {variable} in the environment");
@@ -113,14 +143,10 @@ impl<'a> Reader<'a> {
                 is_secret: true,
             },
         );
-        let Raw::Variable(text) = raw? else { return None };
-        if text.chars().count() < min_chars {
-            self.fault(section, name, &format!("is too short, expected at least {min_chars} characters"));
+        match raw? {
+            Raw::Variable(text) => Some(text),
+            Raw::File(_) => None,
         }
-        if text.trim() != text || text.contains(char::is_control) {
-            self.fault(section, name, "has white space around it or control characters, expected none");
-        }
-        Some(Secret::new(text))
     }
 
     /// Whether something other than the default gave this key its value, valid or not.
@@ -218,7 +244,7 @@ fn leaves(path: &str, table: &Table) -> Vec<String> {
 }
 
 /// Levenshtein's distance, in bytes.
-fn edit_distance(left: &str, right: &str) -> usize {
+pub(super) fn edit_distance(left: &str, right: &str) -> usize {
     let mut row: Vec<usize> = (1..=right.len()).collect();
     for (index, a) in left.bytes().enumerate() {
         let (mut diagonal, mut before) = (index, index + 1);

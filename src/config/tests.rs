@@ -9,7 +9,7 @@ const CONFIG_TOML: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/con
 type Variables<'a> = &'a [(&'a str, &'a str)];
 
 /// Every variable of the original system that is read, with its key and a value unlike the default.
-const ORIGINAL: [(&str, &str, &str); 17] = [
+const ORIGINAL: [(&str, &str, &str); 18] = [
     ("http.host", "HOST", "127.0.0.1"),
     ("http.port", "PORT", "8080"),
     ("database.url", "DATABASE_URL", "postgres://u:pw@h/d"),
@@ -20,6 +20,7 @@ const ORIGINAL: [(&str, &str, &str); 17] = [
     ("livekit.url", "LIVEKIT_HOST", "https://e"),
     ("livekit.api_key", "LIVEKIT_API_KEY", "f"),
     ("livekit.api_secret", "LIVEKIT_API_SECRET", "g"),
+    ("livekit.keys", "LIVEKIT_KEYS", "k: l"),
     ("ingest.ws_base", "EGRESS_WS_BASE", "wss://h"),
     ("ingest.ticket_secret", "INGEST_TICKET_SECRET", "0123456789abcdef0123456789abcdef"),
     ("analysis.group_seconds", "AUDIO_PIPELINE_GROUP_SECONDS", "3"),
@@ -62,6 +63,7 @@ fn config_toml_states_every_key_and_no_other() {
         .lines()
         .map(|line| match line.strip_prefix("# ") {
             Some(key) if key.split_once(" = ").is_some_and(|(name, _)| !name.contains(' ')) => format!("{key}\n"),
+            Some(list) if list.starts_with("[[") => format!("{list}\n"),
             _ => format!("{line}\n"),
         })
         .collect();
@@ -194,6 +196,11 @@ fn both_ends_of_a_range_are_in_range_and_one_step_further_is_not() {
         ("http.workers", ["1", "256"], ["0", "257"]),
         ("http.max_connections", ["1", "1000000"], ["0", "1000001"]),
         ("database.connections", ["1", "200"], ["0", "201"]),
+        ("livekit.reconcile_interval", ["'1s'", "'10m'"], ["'999ms'", "'601s'"]),
+        ("livekit.request_timeout", ["'1s'", "'2m'"], ["'999ms'", "'121s'"]),
+        ("livekit.max_starts", ["1", "1000"], ["0", "1001"]),
+        ("livekit.min_starts", ["1", "50"], ["0", "101"]),
+        ("livekit.restart_after", ["'5s'", "'10m'"], ["'4999ms'", "'601s'"]),
         ("ingest.max_speed", ["1", "1000.0"], ["0.999", "1000.1"]),
         ("ingest.stall_after", ["'1s'", "'60s'"], ["'999ms'", "'60001ms'"]),
         ("ingest.idle_timeout", ["'5s'", "'1h'"], ["'4999ms'", "'3601s'"]),
@@ -295,6 +302,12 @@ fn keys_that_need_each_other_are_refused_alone() {
         "ingest.idle_timeout (from config.toml): is shorter than ingest.stall_after, expected at least as long",
     );
     assert!(read("ingest = { stall_after = '30s', idle_timeout = '30s' }", &[]).is_ok());
+    assert_fault(
+        "livekit = { max_starts = 9, min_starts = 10 }",
+        &[],
+        "livekit.min_starts (from config.toml): is above livekit.max_starts, expected at most as many",
+    );
+    assert!(read("livekit = { max_starts = 100, min_starts = 100 }", &[]).is_ok());
 }
 
 #[test]
@@ -349,6 +362,7 @@ fn a_secret_is_in_no_debug_output() {
     let env = ORIGINAL.map(|(_, variable, value)| match variable {
         "DATABASE_URL" => (variable, "postgres://u:SECRET-SECRET@h/d"),
         "LIVEKIT_API_SECRET" | "HUME_API_KEY" | "ADMIN_API_KEY" => (variable, "SECRET-SECRET-SECRET"),
+        "LIVEKIT_KEYS" => (variable, "k: SECRET-SECRET-SECRET"),
         "INGEST_TICKET_SECRET" => (variable, "SECRET-SECRET-SECRET-SECRET-SECRET"),
         _ => (variable, value),
     });
@@ -356,7 +370,7 @@ fn a_secret_is_in_no_debug_output() {
     assert_eq!(config.secrets.hume_api_key.as_ref().unwrap().expose(), "SECRET-SECRET-SECRET");
     let debug = format!("{config:#?} {:?}", Env::from_pairs(env));
     assert!(!debug.contains("SECRET-SECRET"), "{debug}");
-    assert_eq!(debug.matches("<redacted>").count(), 4);
+    assert_eq!(debug.matches("<redacted>").count(), 6);
 }
 
 #[test]

@@ -48,7 +48,7 @@ impl Raw {
         }
     }
 
-    fn of_wrong_type(&self, expected: &str) -> String {
+    pub(super) fn of_wrong_type(&self, expected: &str) -> String {
         match self {
             Self::Variable(_) => format!("cannot come from the environment, expected {expected}"),
             Self::File(value) => format!("is of type {}, expected {expected}", value.type_str()),

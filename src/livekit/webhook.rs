@@ -3,13 +3,14 @@
 //! The token is verified by `livekit-api`; what it vouches for is compared here, over the raw body and in constant time. The body is read by a
 //! small tolerant structure of our own: the generated one refuses the whole event for one new enum value (`docs/FACTS.md`, webhooks).
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Datelike, Utc};
 use jsonwebtoken::errors::ErrorKind;
-use livekit_api::access_token::{AccessToken, AccessTokenError, TokenVerifier, VideoGrants};
+use livekit_api::access_token::{AccessToken, AccessTokenError, Claims, TokenVerifier, VideoGrants};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -36,27 +37,32 @@ pub enum Rejection {
     Encoded,
 }
 
-/// Verifies webhooks signed with one API key.
+/// Verifies webhooks signed with any of LiveKit's API keys.
 #[derive(Debug)]
 pub struct WebhookVerifier {
-    api_key: String,
-    verifier: TokenVerifier,
+    /// By the key's name.
+    verifiers: BTreeMap<String, TokenVerifier>,
 }
 
 impl WebhookVerifier {
-    pub fn new(api_key: &str, api_secret: &str) -> Self {
-        Self { api_key: api_key.to_owned(), verifier: TokenVerifier::with_api_key(api_key, api_secret) }
+    /// Of keys with their secrets.
+    pub fn new<'a>(keys: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let verifier = |(key, secret): (&str, &str)| (key.to_owned(), TokenVerifier::with_api_key(key, secret));
+        Self { verifiers: keys.into_iter().map(verifier).collect() }
     }
 
     /// Checks the `Authorization` header against the raw body.
     ///
     /// # Errors
-    /// Anything but an HS256 token of our key with valid `exp` and `nbf` (60 s leeway), no grants, and the SHA-256 of exactly this body.
+    /// Anything but an HS256 token of one of our keys with valid `exp` and `nbf` (60 s leeway), no grants, and the SHA-256 of exactly this body.
     pub fn verify(&self, authorization: Option<&str>, body: &[u8]) -> Result<(), Rejection> {
         let header = authorization.ok_or(Rejection::Unsigned)?;
         // LiveKit sends the bare token (`docs/FACTS.md`, webhooks).
         let token = header.strip_prefix("Bearer ").unwrap_or(header).trim();
-        let claims = self.verifier.verify(token).map_err(|error| match error {
+        // Who claims to have signed is believed only as far as to choose the secret that can prove it.
+        let issuer = Claims::from_unverified(token).map_err(|_| Rejection::Forged)?.iss;
+        let verifier = self.verifiers.get(&issuer).ok_or(Rejection::Forged)?;
+        let claims = verifier.verify(token).map_err(|error| match error {
             AccessTokenError::Encoding(error) if matches!(error.kind(), ErrorKind::ExpiredSignature | ErrorKind::ImmatureSignature) => {
                 Rejection::BadTimes
             }
@@ -65,8 +71,8 @@ impl WebhookVerifier {
             }
         })?;
         // A participant's token is signed with the same secret: it has grants and no digest. The library passes absent claims: an absent
-        // `nbf` reads as 0, an absent issuer as the empty text.
-        if claims.iss != self.api_key || claims.nbf == 0 || claims.sha256.is_empty() || claims.video != VideoGrants::default() {
+        // `nbf` reads as 0, an absent issuer as the empty text, which names no key.
+        if claims.iss != issuer || claims.nbf == 0 || claims.sha256.is_empty() || claims.video != VideoGrants::default() {
             return Err(Rejection::Forged);
         }
         let digest = STANDARD.encode(Sha256::digest(body));
@@ -260,6 +266,8 @@ mod tests {
 
     const KEY: &str = "devkey";
     const SECRET: &str = "a-secret-of-thirty-two-characters";
+    const SECOND_KEY: &str = "second";
+    const SECOND_SECRET: &str = "another-of-thirty-two-characters";
 
     fn now() -> i64 {
         Utc::now().timestamp()
@@ -290,7 +298,7 @@ mod tests {
 
     #[test]
     fn what_livekit_signs_is_believed_with_and_without_bearer() {
-        let verifier = WebhookVerifier::new(KEY, SECRET);
+        let verifier = WebhookVerifier::new([(KEY, SECRET)]);
         let token = sign(KEY, SECRET, b"body").expect("signed");
         assert_eq!(verifier.verify(Some(&token), b"body"), Ok(()));
         assert_eq!(verifier.verify(Some(&format!("Bearer {token}")), b"body"), Ok(()));
@@ -301,10 +309,17 @@ mod tests {
         let body = b"{}";
         let hs256 = json!({"alg": "HS256", "typ": "JWT"});
         let good = claims(body);
-        let verifier = WebhookVerifier::new(KEY, SECRET);
+        let seconds = with(good.clone(), "iss", json!(SECOND_KEY));
+        let verifier = WebhookVerifier::new([(KEY, SECRET), (SECOND_KEY, SECOND_SECRET)]);
         assert_eq!(verifier.verify(Some(&token(&hs256, &good, SECRET)), body), Ok(()), "the table's starting point is good");
+        assert_eq!(verifier.verify(Some(&token(&hs256, &seconds, SECOND_SECRET)), body), Ok(()), "and so is the second key's");
+        let rotated = WebhookVerifier::new([(SECOND_KEY, SECOND_SECRET)]);
+        assert_eq!(rotated.verify(Some(&token(&hs256, &good, SECRET)), body), Err(Rejection::Forged), "the key was removed");
+        assert_eq!(WebhookVerifier::new([]).verify(Some(&token(&hs256, &good, SECRET)), body), Err(Rejection::Forged), "there is no key");
         let cases = [
             ("another secret", token(&hs256, &good, "another-secret-of-32-characters!!"), Rejection::Forged),
+            ("the second key's secret", token(&hs256, &good, SECOND_SECRET), Rejection::Forged),
+            ("the first key's secret under the second's name", token(&hs256, &seconds, SECRET), Rejection::Forged),
             ("alg none", token(&json!({"alg": "none"}), &good, SECRET), Rejection::Forged),
             ("alg HS512", token(&json!({"alg": "HS512"}), &good, SECRET), Rejection::Forged),
             ("alg RS256", token(&json!({"alg": "RS256"}), &good, SECRET), Rejection::Forged),
@@ -329,7 +344,7 @@ mod tests {
 
     #[test]
     fn clocks_may_differ_by_a_minute() {
-        let verifier = WebhookVerifier::new(KEY, SECRET);
+        let verifier = WebhookVerifier::new([(KEY, SECRET)]);
         let hs256 = json!({"alg": "HS256"});
         for (key, skew) in [("exp", -55), ("nbf", 55)] {
             let token = token(&hs256, &with(claims(b""), key, json!(now() + skew)), SECRET);

@@ -9,6 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use futures_util::future::join_all;
 use hmac::{Hmac, KeyInit, Mac};
+use live_meeting::livekit::webhook::sign;
 use livekit_api::access_token::{AccessToken, VideoGrants};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -212,6 +213,34 @@ async fn without_livekits_credentials_every_webhook_is_refused_and_the_start_war
     let body = b"{}";
     let response = app.request("POST", WEBHOOK, &[("Authorization", &token(&claims(body, 0, 300), ""))], body).await;
     response.assert_problem(401, "unauthorized");
+}
+
+#[tokio::test]
+async fn webhooks_of_each_of_several_keys_are_believed_and_no_other() {
+    const LINES: &str = "# two at once, while one is replaced\nold: canary-old-0123456789-0123456789\n\nnew:canary-new-0123456789-0123456789\n";
+    let (old, new) = ("canary-old-0123456789-0123456789", "canary-new-0123456789-0123456789");
+    let builder = TestApp::builder().env("LIVEKIT_KEYS", LINES).env("RUST_LOG", "trace");
+    let app = builder.without("LIVEKIT_API_KEY").without("LIVEKIT_API_SECRET").start().await;
+    let answer = async |key: &str, secret: &str, room: &str| {
+        let body = complete(event("room_started", room, 0, json!({}))).to_string().into_bytes();
+        let token = sign(key, secret, &body).unwrap();
+        app.request("POST", WEBHOOK, &[("Authorization", &token)], &body).await
+    };
+    assert_taken(&answer("old", old, "RM_1").await, "the first key");
+    assert_taken(&answer("new", new, "RM_2").await, "the second key");
+    for (key, secret) in [("third", "canary-third-0123456789-0123456789"), ("third", old), ("new", old), ("old", new), (API_KEY, API_SECRET)] {
+        answer(key, secret, "RM_3").await.assert_problem(401, "unauthorized");
+    }
+    assert_eq!(rows(&app, "webhook_events"), 2);
+    app.eventually("each refusal is told", async || (app.log().matches("a webhook is refused").count() == 5).then_some(())).await;
+    assert!(!app.log().contains("canary"), "{}", app.log());
+
+    // Beside the pair they are more keys, not other ones.
+    let app = TestApp::builder().env("LIVEKIT_KEYS", LINES).start().await;
+    assert_taken(&app.webhook(event("room_started", "RM_1", 0, json!({}))).await, "the pair");
+    let body = complete(event("room_started", "RM_2", 0, json!({}))).to_string().into_bytes();
+    let token = sign("new", new, &body).unwrap();
+    assert_taken(&app.request("POST", WEBHOOK, &[("Authorization", &token)], &body).await, "a key beside the pair");
 }
 
 #[tokio::test]
