@@ -53,6 +53,8 @@ id! {
     TrackSid,
     /// The id of a LiveKit webhook event, `EV_…`, the same in every delivery of it.
     EventId,
+    /// The id of a LiveKit egress, `EG_…`.
+    EgressId,
     /// The id of an ingest ticket.
     TicketId,
     /// A session's row.
@@ -61,6 +63,10 @@ id! {
     RecordingId,
     /// A segment's row.
     SegmentId,
+    /// The row of an egress of ours.
+    StartId,
+    /// A server among those that share a database: kept in its storage directory.
+    ServerId,
 }
 
 /// A new UUIDv7 as text: sorts by the time of its making.

@@ -19,10 +19,11 @@ use tokio::sync::oneshot;
 use super::stats::{TrackSnapshot, TrackStats};
 use super::track::rows::TrackIdentity;
 use super::track::{FinishTrack, TrackActor};
-use crate::db::rows::{Applied, EndReason, SessionStatus, StoredBody};
+use crate::db::rows::EndReason;
+use crate::db::rows::events::{Applied, Arrival};
 use crate::db::{DbError, Store};
 use crate::ids::{Identity, MeetingId, RoomName, TicketId, TrackSid};
-use crate::session::event::SessionEvent;
+use crate::session::lifecycle::SessionStatus;
 
 /// 200 events a room at most wait at LiveKit; 500 tracks may open at once.
 const MAILBOX_CAPACITY: usize = 1_024;
@@ -46,10 +47,12 @@ impl fmt::Display for ConnectionId {
 /// Keeps a verified event and all it changes. The reply means that it is committed.
 #[derive(Message)]
 #[rtype(result = "Result<Applied, DbError>")]
-pub struct ApplyEvent {
-    pub event: SessionEvent,
-    pub body: StoredBody,
-}
+pub struct ApplyEvent(pub Arrival);
+
+/// Something else than an event has changed what is known of sessions and tracks: an operator, a replay, a comparison with LiveKit.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SessionsChanged;
 
 /// The meeting of a room, as far as this process remembers: for when the database does not answer in time.
 #[derive(Message)]
@@ -190,10 +193,10 @@ impl Actor for SessionRegistry {
 impl Handler<ApplyEvent> for SessionRegistry {
     type Result = ResponseActFuture<Self, Result<Applied, DbError>>;
 
-    fn handle(&mut self, msg: ApplyEvent, _: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, ApplyEvent(arrival): ApplyEvent, _: &mut Context<Self>) -> Self::Result {
         let store = self.store.clone();
-        let (name, id) = (msg.event.name.clone(), msg.event.id.clone());
-        let applied = async move { store.apply_event(msg.event, msg.body).await };
+        let (name, id) = (arrival.event.name.clone(), arrival.event.id.clone());
+        let applied = async move { store.apply_event(arrival).await };
         Box::pin(applied.into_actor(self).map(move |applied, registry, _| {
             match &applied {
                 Ok(Applied::Kept(Some(session))) => {
@@ -206,12 +209,21 @@ impl Handler<ApplyEvent> for SessionRegistry {
                     log::info!("webhook kept event={name:?} event_id={id} session_id={} status={}", session.id, session.status);
                 }
                 Ok(Applied::Kept(None)) => log::info!("webhook kept event={name:?} event_id={id}"),
+                Ok(Applied::Failed(problem)) => {
+                    log::error!("a webhook is kept that could not be applied event={name:?} event_id={id} problem={problem:?}")
+                }
                 Ok(Applied::Repeated) => log::debug!("webhook repeated event={name:?} event_id={id}"),
                 Err(error) => log::error!("a webhook could not be kept event={name:?} event_id={id} error={error}"),
             }
             applied
         }))
     }
+}
+
+impl Handler<SessionsChanged> for SessionRegistry {
+    type Result = ();
+
+    fn handle(&mut self, _: SessionsChanged, _: &mut Context<Self>) {}
 }
 
 impl Handler<GetRememberedMeeting> for SessionRegistry {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::{ConfigArg, environment, start_logging};
 use crate::app::{ADMIN_KEY_FILE, TICKET_KEY_FILE};
@@ -9,7 +10,10 @@ use crate::config::{Config, DatabaseUrl, IngestAuth, Secret};
 use crate::db::{DbError, Store};
 use crate::http::health::probe_directory;
 use crate::keys;
-use crate::livekit::rooms;
+use crate::livekit::api::{LiveKit, LiveKitAccess};
+
+/// How long LiveKit may take to list its rooms.
+const LIVEKIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Exits with 1 if anything is at fault.
 #[derive(Debug, clap::Args)]
@@ -141,8 +145,9 @@ async fn livekit(config: &Config) -> Finding {
     let Some(url) = &config.livekit.url else {
         return Finding::Note("a key and a secret are set, but not tried: LIVEKIT_URL is not set".to_owned());
     };
-    match rooms::count(url, key, secret.expose()).await {
-        Ok(rooms) => Finding::Fine(format!("{url} accepts the key {key}; {rooms} rooms are open")),
+    let access = LiveKitAccess { url: url.clone(), api_key: key.clone(), api_secret: secret.clone(), timeout: LIVEKIT_TIMEOUT };
+    match LiveKit::new(&access).rooms().await {
+        Ok(rooms) => Finding::Fine(format!("{url} accepts the key {key}; {} rooms are open", rooms.len())),
         Err(error) => Finding::Fault(format!("{url}: {error}")),
     }
 }

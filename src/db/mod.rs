@@ -4,11 +4,6 @@
 //! there is one text for both. Every call runs as a task on a runtime that the store owns, and callers await its handle: a caller that hangs
 //! up never cancels a query (diesel-async's SQLite wrapper would panic on an actix thread, and a cancelled transaction stays open).
 
-mod postgres;
-pub mod rows;
-mod schema;
-mod sqlite;
-
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,11 +14,11 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use tokio::runtime::Runtime;
 
 use crate::config::DatabaseUrl;
-use crate::ids::{MeetingId, RecordingId, RoomName, SegmentId, TicketId};
-use crate::session::event::SessionEvent;
+use crate::ids::{MeetingId, RecordingId, RoomName, SegmentId, ServerId, TicketId};
+use group_commit::Lanes;
 use rows::{
-    Admission, Applied, ClosedSegment, MeasurementRow, NewMeasurement, NewRecording, NewSegment, OpenedRecording, Page, ParticipantRow, RecordingRow,
-    SegmentRow, SessionFilter, SessionRow, StoredBody, TrackFacts, TrackRow,
+    Admission, ClosedSegment, Host, MeasurementRow, NewMeasurement, NewRecording, NewSegment, OpenedRecording, Page, ParticipantRow, RecordingRow,
+    SegmentRow, SessionFilter, SessionRow, TrackFacts, TrackRow,
 };
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
@@ -54,6 +49,9 @@ pub enum DbError {
     TicketSpent,
     #[error("the row holds what this version does not know: {0}")]
     Unreadable(String),
+    /// Of a transaction that several shared.
+    #[error("{0}")]
+    Shared(Arc<DbError>),
     #[error("the store's task was lost: {0}")]
     Lost(#[from] tokio::task::JoinError),
 }
@@ -63,6 +61,7 @@ impl DbError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Busy(_) | Self::Connect(_) | Self::Lost(_) => true,
+            Self::Shared(error) => error.is_retryable(),
             Self::Query(error) => !matches!(
                 error,
                 DieselError::DatabaseError(
@@ -85,10 +84,12 @@ impl DbError {
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    host: Arc<Host>,
 }
 
 struct Inner {
     engine: Engine,
+    lanes: Lanes,
     /// `None` only while it is dropped.
     runtime: Option<Runtime>,
 }
@@ -129,6 +130,14 @@ macro_rules! run {
     };
 }
 
+mod autopilot;
+mod events;
+mod group_commit;
+mod postgres;
+pub mod rows;
+mod schema;
+mod sqlite;
+
 impl Store {
     /// Opens the database and brings its tables up to date. `connections` bounds PostgreSQL's pool.
     ///
@@ -160,7 +169,22 @@ impl Store {
             DatabaseUrl::Sqlite(path) => Engine::Sqlite(sqlite::Pools::new(path)?),
             DatabaseUrl::Postgres(url) => Engine::Postgres(postgres::Pools::new(url.expose(), connections)?),
         };
-        Ok(Self { inner: Arc::new(Inner { engine, runtime: Some(runtime) }) })
+        let inner = Arc::new_cyclic(|inner| {
+            let lanes = Lanes::start(&runtime, inner, &engine);
+            Inner { engine, lanes, runtime: Some(runtime) }
+        });
+        let host = Host { server: ServerId::new("alone"), autopilot: None };
+        Ok(Self { inner, host: Arc::new(host) })
+    }
+
+    /// The same database on behalf of a server among several, which may start recordings by itself.
+    #[must_use]
+    pub fn on_behalf_of(self, host: Host) -> Self {
+        Self { host: Arc::new(host), ..self }
+    }
+
+    fn host(&self) -> Arc<Host> {
+        Arc::clone(&self.host)
     }
 
     /// The number of migrations that the database has not seen yet. Changes nothing, and makes no database where there is none.
@@ -205,20 +229,17 @@ impl Store {
         run!(self, reader, recordings::admit(&room, meeting.as_ref(), ticket.as_ref()))
     }
 
-    /// Keeps an event and commits everything it changes with it. A known id changes nothing.
-    pub async fn apply_event(&self, event: SessionEvent, body: StoredBody) -> Result<Applied, DbError> {
-        run!(self, writer, events::apply(&event, &body))
-    }
-
     /// Finds the recording that a connection continues, or starts one.
     pub async fn open_recording(&self, new: NewRecording) -> Result<OpenedRecording, DbError> {
-        run!(self, writer, recordings::open(&new))
+        let host = self.host();
+        run!(self, writer, recordings::open(&new, &host))
     }
 
     /// # Errors
     /// [`DbError::TicketSpent`] for a ticket that has opened a connection before.
     pub async fn open_segment(&self, new: NewSegment) -> Result<(), DbError> {
-        run!(self, writer, segments::open(&new))
+        let host = self.host();
+        run!(self, writer, segments::open(&new, &host))
     }
 
     pub async fn close_segment(&self, closed: ClosedSegment) -> Result<(), DbError> {
@@ -244,14 +265,16 @@ impl Store {
         run!(self, writer, measurements::add(&measurements))
     }
 
-    /// Segments that an earlier run left open.
+    /// Segments that an earlier run of this server left open.
     pub async fn open_segments(&self) -> Result<Vec<SegmentRow>, DbError> {
-        run!(self, reader, segments::all_open())
+        let host = self.host();
+        run!(self, reader, segments::all_open(&host))
     }
 
-    /// Recordings that an earlier run left open.
+    /// Recordings that an earlier run of this server left open.
     pub async fn open_recordings(&self) -> Result<Vec<String>, DbError> {
-        run!(self, reader, recordings::all_open())
+        let host = self.host();
+        run!(self, reader, recordings::all_open(&host))
     }
 
     pub async fn sessions(&self, filter: SessionFilter, page: Page) -> Result<Vec<SessionRow>, DbError> {

@@ -1,12 +1,17 @@
 //! What goes into the store and what comes out.
 
+pub mod egresses;
+pub mod events;
+
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::prelude::{Queryable, Selectable};
 use serde::{Deserialize, Serialize};
 
 use super::schema::{measurements, participants, recordings, segments, sessions, tracks};
 use crate::audio::format::PcmFormat;
-use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, TicketId, TrackSid};
+use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, ServerId, TicketId, TrackSid};
+use crate::session::lifecycle::SessionStatus;
+use crate::session::rules::Rules;
 
 /// Why a segment ended. Stored and shown by these names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -51,22 +56,6 @@ impl EndReason {
     }
 }
 
-/// Whether a meeting goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SessionStatus {
-    Active,
-    Ended,
-}
-
-impl SessionStatus {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "ACTIVE",
-            Self::Ended => "ENDED",
-        }
-    }
-}
-
 /// A stretch of a list: `limit` rows behind `after`, which is the sort time and id of the last row seen.
 #[derive(Debug, Clone)]
 pub struct Page {
@@ -90,6 +79,8 @@ pub struct SessionRow {
     pub status: String,
     pub started_at: NaiveDateTime,
     pub ended_at: Option<NaiveDateTime>,
+    pub metadata: String,
+    pub described_at: Option<NaiveDateTime>,
 }
 
 #[derive(Debug, Clone, PartialEq, Queryable, Selectable)]
@@ -100,6 +91,10 @@ pub struct ParticipantRow {
     pub identity: String,
     pub name: String,
     pub kind: String,
+    pub role: String,
+    pub metadata: String,
+    /// JSON.
+    pub attributes: String,
     pub described_at: Option<NaiveDateTime>,
     pub joined_at: Option<NaiveDateTime>,
     pub left_at: Option<NaiveDateTime>,
@@ -117,6 +112,9 @@ pub struct TrackRow {
     pub source: String,
     pub name: String,
     pub mime_type: String,
+    pub encryption: String,
+    /// What an operator wants, by the names of [`crate::session::plan::Wish`].
+    pub wish: Option<String>,
     pub described_at: Option<NaiveDateTime>,
     pub published_at: Option<NaiveDateTime>,
     pub unpublished_at: Option<NaiveDateTime>,
@@ -153,6 +151,7 @@ pub struct SegmentRow {
     pub ended_at: Option<NaiveDateTime>,
     pub end_reason: Option<String>,
     pub gaps: String,
+    pub track_sid: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Queryable, Selectable)]
@@ -177,21 +176,12 @@ pub struct Admission {
     pub ticket_spent: bool,
 }
 
-/// The body of an event as it is kept.
+/// The server on whose behalf the store is used.
 #[derive(Debug, Clone)]
-pub struct StoredBody {
-    pub text: String,
-    pub understood: bool,
-    pub received_at: DateTime<Utc>,
-}
-
-/// What came of an event.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Applied {
-    /// Its id was known: nothing changed.
-    Repeated,
-    /// It was kept; the session of its room as it is now.
-    Kept(Option<SessionRow>),
+pub struct Host {
+    pub server: ServerId,
+    /// What becomes of published tracks; `None` starts nothing.
+    pub autopilot: Option<Rules>,
 }
 
 /// A connection that has sent its first sample.
@@ -219,6 +209,7 @@ pub struct NewSegment {
     pub recording: RecordingId,
     pub path: String,
     pub format: PcmFormat,
+    pub track: Option<TrackSid>,
     pub started_at: DateTime<Utc>,
     pub ticket: Option<TicketId>,
 }

@@ -1,6 +1,27 @@
 // @generated automatically by Diesel CLI.
 
 diesel::table! {
+    egresses (id) {
+        id -> Text,
+        track_id -> Text,
+        state -> Text,
+        server_id -> Text,
+        egress_id -> Nullable<Text>,
+        ticket_id -> Nullable<Text>,
+        attempts -> Integer,
+        restarts -> Integer,
+        last_error -> Nullable<Text>,
+        node -> Nullable<Text>,
+        created_at -> Timestamp,
+        due_at -> Timestamp,
+        started_at -> Nullable<Timestamp>,
+        connected_at -> Nullable<Timestamp>,
+        ended_at -> Nullable<Timestamp>,
+        end_reason -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
     measurements (id) {
         id -> Text,
         recording_id -> Text,
@@ -25,6 +46,9 @@ diesel::table! {
         described_at -> Nullable<Timestamp>,
         joined_at -> Nullable<Timestamp>,
         left_at -> Nullable<Timestamp>,
+        role -> Text,
+        metadata -> Text,
+        attributes -> Text,
     }
 }
 
@@ -39,6 +63,7 @@ diesel::table! {
         track_sid -> Nullable<Text>,
         started_at -> Timestamp,
         ended_at -> Nullable<Timestamp>,
+        server_id -> Nullable<Text>,
     }
 }
 
@@ -57,6 +82,15 @@ diesel::table! {
         end_reason -> Nullable<Text>,
         gaps -> Text,
         ticket_id -> Nullable<Text>,
+        server_id -> Nullable<Text>,
+        track_sid -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    servers (id) {
+        id -> Text,
+        seen_at -> Timestamp,
     }
 }
 
@@ -69,6 +103,8 @@ diesel::table! {
         status -> Text,
         started_at -> Timestamp,
         ended_at -> Nullable<Timestamp>,
+        metadata -> Text,
+        described_at -> Nullable<Timestamp>,
     }
 }
 
@@ -88,6 +124,21 @@ diesel::table! {
         unpublished_at -> Nullable<Timestamp>,
         format_mismatch -> Nullable<Text>,
         mute_spans -> Text,
+        encryption -> Text,
+        wish -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    transitions (id) {
+        id -> Text,
+        session_id -> Text,
+        subject -> Nullable<Text>,
+        step -> Text,
+        at -> Timestamp,
+        cause -> Text,
+        event_id -> Nullable<Text>,
+        recorded_at -> Timestamp,
     }
 }
 
@@ -101,14 +152,30 @@ diesel::table! {
         received_at -> Timestamp,
         understood -> Bool,
         body -> Text,
+        attempts -> Integer,
+        outcome -> Text,
+        problem -> Nullable<Text>,
     }
 }
 
+diesel::joinable!(egresses -> tracks (track_id));
 diesel::joinable!(measurements -> recordings (recording_id));
 diesel::joinable!(participants -> sessions (session_id));
 diesel::joinable!(recordings -> sessions (session_id));
 diesel::joinable!(recordings -> tracks (track_id));
 diesel::joinable!(segments -> recordings (recording_id));
 diesel::joinable!(tracks -> sessions (session_id));
+diesel::joinable!(transitions -> sessions (session_id));
 
-diesel::allow_tables_to_appear_in_same_query!(measurements, participants, recordings, segments, sessions, tracks, webhook_events,);
+diesel::allow_tables_to_appear_in_same_query!(
+    egresses,
+    measurements,
+    participants,
+    recordings,
+    segments,
+    servers,
+    sessions,
+    tracks,
+    transitions,
+    webhook_events,
+);

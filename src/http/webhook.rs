@@ -12,8 +12,9 @@ use super::Doors;
 use super::body::{self, BodyError};
 use super::error::{ApiError, ErrorCode};
 use crate::actors::session_registry::ApplyEvent;
-use crate::db::rows::StoredBody;
-use crate::livekit::webhook::{Rejection, parse, storable_body};
+use crate::db::rows::events::{Arrival, StoredBody};
+use crate::livekit::scrub::storable;
+use crate::livekit::webhook::{Rejection, parse};
 
 const MAX_BYTES: usize = 1 << 20;
 const BODY_DEADLINE: Duration = Duration::from_secs(5);
@@ -44,8 +45,8 @@ pub async fn receive(request: HttpRequest, payload: web::Payload, doors: web::Da
     if !parsed.understood {
         log::warn!("a webhook is kept that is not understood event_id={}", parsed.event.id);
     }
-    let stored = StoredBody { text: storable_body(&body), understood: parsed.understood, received_at: Utc::now() };
-    let applied = doors.registry.send(ApplyEvent { event: parsed.event, body: stored });
+    let stored = StoredBody { text: storable(&body), understood: parsed.understood, received_at: Utc::now() };
+    let applied = doors.registry.send(ApplyEvent(Arrival { event: parsed.event, body: stored }));
     match tokio::time::timeout(COMMIT_DEADLINE, applied).await {
         Ok(Ok(Ok(_))) => Ok(HttpResponse::build(StatusCode::NO_CONTENT).finish()),
         // The registry has logged what it was. Not even a broken event may be lost by a final answer.

@@ -1,5 +1,6 @@
 //! What LiveKit really sends and does. The only user of `livekit-api`.
 
+pub mod api;
 pub mod egress_stream;
-pub mod rooms;
+pub mod scrub;
 pub mod webhook;

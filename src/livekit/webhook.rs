@@ -16,8 +16,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::ids::{EventId, Identity, ParticipantSid, RoomName, RoomSid, TrackSid};
-use crate::session::event::{EventKind, Participant, Room, SessionEvent, Track};
+use super::scrub::scrub_text;
+use crate::ids::{EgressId, EventId, Identity, ParticipantSid, RoomName, RoomSid, TrackSid};
+use crate::session::event::{EgressReport, EgressStatus, EventKind, Participant, Room, SessionEvent, Track};
 
 /// Why a webhook is not believed. The sender is told none of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -111,27 +112,6 @@ pub fn parse(body: &[u8], now: SystemTime) -> Understood {
     }
 }
 
-/// The body as it may be stored: without the tickets that LiveKit repeats in `egressInfo`, and without the TURN password of its rooms
-/// (`docs/FACTS.md`, egress socket and webhooks).
-pub fn storable_body(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body).replace('\0', "\u{2400}");
-    let in_url = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '%');
-    let without_tickets = scrub(&text, "ticket=", in_url);
-    scrub(&without_tickets, "\"turnPassword\":\"", |c| c != '"')
-}
-
-/// Replaces what follows each `mark`, as far as `is_secret` goes.
-fn scrub(text: &str, mark: &str, is_secret: impl Fn(char) -> bool) -> String {
-    let mut parts = text.split(mark);
-    let mut scrubbed = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        scrubbed.push_str(mark);
-        scrubbed.push_str("{...}");
-        scrubbed.push_str(part.trim_start_matches(&is_secret));
-    }
-    scrubbed
-}
-
 fn digest_id(body: &[u8]) -> EventId {
     let hex: String = Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect();
     EventId::new(format!("sha256:{hex}"))
@@ -179,7 +159,9 @@ impl RawEvent {
         let name = text(&self.room, "name").or_else(|| text(&self.egress_info, "roomName")).or_else(|| text(&self.ingress_info, "roomName"));
         let (sid, name) = (sid?, name?);
         let created_at = number(&self.room, "creationTimeMs").and_then(milliseconds).or_else(|| self.room.get("creationTime").and_then(seconds));
-        Some(Room { sid: RoomSid::new(sid), name: RoomName::new(name), created_at })
+        // Only a whole room has its time of making; one without metadata says so by leaving it out.
+        let metadata = created_at.map(|_| text(&self.room, "metadata").unwrap_or_default());
+        Some(Room { sid: RoomSid::new(sid), name: RoomName::new(name), created_at, metadata })
     }
 
     fn kind(&self) -> EventKind {
@@ -197,6 +179,7 @@ impl RawEvent {
             "participant_left" | "participant_connection_aborted" => participant().map_or(EventKind::Other, EventKind::ParticipantLeft),
             "track_published" => both(EventKind::TrackPublished),
             "track_unpublished" => both(EventKind::TrackUnpublished),
+            "egress_started" | "egress_updated" | "egress_ended" => self.egress().map_or(EventKind::Other, EventKind::Egress),
             _ => EventKind::Other,
         }
     }
@@ -209,11 +192,17 @@ impl RawEvent {
         if kind == "EGRESS" {
             return None;
         }
+        let metadata = text(raw, "metadata").unwrap_or_default();
+        let attributes: BTreeMap<String, String> =
+            raw.get("attributes").and_then(|value| serde_json::from_value(value.clone()).ok()).unwrap_or_default();
         Some(Participant {
             sid: ParticipantSid::new(sid),
             identity: Identity::new(text(raw, "identity").unwrap_or_default()),
             name: text(raw, "name").unwrap_or_default(),
             kind,
+            role: role(&attributes, &metadata),
+            metadata,
+            attributes: attributes_text(&attributes),
             joined_at: number(raw, "joinedAtMs").and_then(milliseconds).or_else(|| raw.get("joinedAt").and_then(seconds)),
             complete: self.event.starts_with("participant_"),
         })
@@ -228,8 +217,34 @@ impl RawEvent {
             source: text(raw, "source").unwrap_or_else(|| "UNKNOWN".to_owned()),
             name: text(raw, "name").unwrap_or_default(),
             mime_type: text(raw, "mimeType").unwrap_or_default(),
+            encryption: text(raw, "encryption").unwrap_or_else(|| "NONE".to_owned()),
         })
     }
+
+    fn egress(&self) -> Option<EgressReport> {
+        let raw = &self.egress_info;
+        let status = text(raw, "status");
+        let detail = text(raw, "error").or_else(|| text(raw, "details"));
+        Some(EgressReport {
+            id: EgressId::new(text(raw, "egressId")?),
+            // Zero is left out (`docs/FACTS.md`, webhooks): the first of an egress's events has no status.
+            status: status.map_or(EgressStatus::Starting, |name| EgressStatus::from_name(&name)),
+            track: raw.get("track").and_then(|track| text(track, "trackId")).map(TrackSid::new),
+            detail: detail.map(|detail| scrub_text(&detail)),
+        })
+    }
+}
+
+/// What an application calls a participant's role: LiveKit has no field for it.
+pub fn role(attributes: &BTreeMap<String, String>, metadata: &str) -> String {
+    let of_metadata = || serde_json::from_str::<Value>(metadata).ok().and_then(|value| text(&value, "role"));
+    attributes.get("role").cloned().or_else(of_metadata).unwrap_or_default().replace('\0', "\u{2400}")
+}
+
+/// Attributes as they are stored.
+pub fn attributes_text(attributes: &BTreeMap<String, String>) -> String {
+    // JSON escapes NUL, and PostgreSQL's TEXT takes that.
+    serde_json::to_string(attributes).expect("a map of texts is plain data")
 }
 
 /// A non-empty string at `key`, or of the value itself for an empty key. Numbers, which newer enums may come as, are text too.
@@ -418,11 +433,25 @@ mod tests {
     }
 
     #[test]
-    fn stored_bodies_hold_no_secret() {
-        let body = br#"{"url":"wss://h/egress-audio?roomName=r&ticket=v1.abc-_%3D.def&x=1","other":"ticket=zz"}"#;
-        assert_eq!(storable_body(body), r#"{"url":"wss://h/egress-audio?roomName=r&ticket={...}&x=1","other":"ticket={...}"}"#);
-        let body = br#"{"room":{"sid":"RM_1","turnPassword":"p,w:}1","name":"r"}}"#;
-        assert_eq!(storable_body(body), r#"{"room":{"sid":"RM_1","turnPassword":"{...}","name":"r"}}"#);
-        assert_eq!(storable_body(b"a\0b"), "a\u{2400}b");
+    fn an_egress_is_told_without_its_url() {
+        let event = parsed(json!({"event": "egress_ended", "id": "EV_3", "room": {"sid": "RM_1", "name": "r"}, "egressInfo": {
+            "egressId": "EG_1", "status": "EGRESS_FAILED", "error": "dial wss://h/egress-audio?ticket=v1.a.b: refused",
+            "track": {"trackId": "TR_1", "websocketUrl": "wss://h/egress-audio?ticket=v1.a.b"}}}));
+        let EventKind::Egress(report) = event.kind else { panic!("{:?}", event.kind) };
+        assert_eq!((report.id.as_str(), report.status), ("EG_1", EgressStatus::Failed));
+        assert_eq!((report.track, report.detail.as_deref()), (Some(TrackSid::new("TR_1")), Some("dial {...}: refused")));
+        let started = parsed(json!({"event": "egress_started", "egressInfo": {"egressId": "EG_1", "roomId": "RM_1", "roomName": "r"}}));
+        let EventKind::Egress(report) = started.kind else { panic!("{:?}", started.kind) };
+        assert_eq!(report.status, EgressStatus::Starting);
+    }
+
+    #[test]
+    fn a_role_is_an_attribute_or_a_word_of_the_metadata() {
+        let event = parsed(json!({"event": "participant_joined", "room": {"sid": "RM_1", "name": "r"}, "participant": {
+            "sid": "PA_1", "identity": "ana", "metadata": "{\"role\":\"guest\"}", "attributes": {"role": "host", "team": "a"}}}));
+        let EventKind::ParticipantJoined(ana) = event.kind else { panic!("{:?}", event.kind) };
+        assert_eq!((ana.role.as_str(), ana.attributes.as_str()), ("host", r#"{"role":"host","team":"a"}"#));
+        assert_eq!(role(&BTreeMap::new(), &ana.metadata), "guest");
+        assert_eq!(role(&BTreeMap::new(), "no JSON"), "");
     }
 }

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use crate::ids::{EventId, Identity, ParticipantSid, RoomName, RoomSid, TrackSid};
+use crate::ids::{EgressId, EventId, Identity, ParticipantSid, RoomName, RoomSid, TrackSid};
 
 /// A verified webhook event. Its stored body is kept beside it by the store.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +24,8 @@ pub struct Room {
     pub name: RoomName,
     /// Only in events that carry the whole room.
     pub created_at: Option<DateTime<Utc>>,
+    /// What the application said of the room; as `created_at`, only of a whole one.
+    pub metadata: Option<String>,
 }
 
 /// What happened to whom.
@@ -35,8 +37,58 @@ pub enum EventKind {
     ParticipantLeft(Participant),
     TrackPublished(Participant, Track),
     TrackUnpublished(Participant, Track),
-    /// Egress, ingress, agents, and whatever LiveKit adds: kept, and a sign of life of its room.
+    /// `egress_started`, `egress_updated` and `egress_ended` alike: the status tells.
+    Egress(EgressReport),
+    /// Ingress, agents, and whatever LiveKit adds: kept, and a sign of life of its room.
     Other,
+}
+
+/// What LiveKit says of an egress, without the URL it sends to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EgressReport {
+    pub id: EgressId,
+    pub status: EgressStatus,
+    /// Of a track egress.
+    pub track: Option<TrackSid>,
+    /// What went wrong, or why it ended, without URLs.
+    pub detail: Option<String>,
+}
+
+/// LiveKit's `EgressStatus`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EgressStatus {
+    Starting,
+    Active,
+    Ending,
+    Complete,
+    Failed,
+    Aborted,
+    LimitReached,
+    /// A status of the future: neither a start nor an end can be read from it.
+    Unknown,
+}
+
+impl EgressStatus {
+    /// From LiveKit's name, such as `EGRESS_ACTIVE`.
+    pub fn from_name(name: &str) -> Self {
+        match name {
+            "EGRESS_STARTING" => Self::Starting,
+            "EGRESS_ACTIVE" => Self::Active,
+            "EGRESS_ENDING" => Self::Ending,
+            "EGRESS_COMPLETE" => Self::Complete,
+            "EGRESS_FAILED" => Self::Failed,
+            "EGRESS_ABORTED" => Self::Aborted,
+            "EGRESS_LIMIT_REACHED" => Self::LimitReached,
+            _ => Self::Unknown,
+        }
+    }
+
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Complete | Self::Failed | Self::Aborted | Self::LimitReached => true,
+            Self::Starting | Self::Active | Self::Ending | Self::Unknown => false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +98,11 @@ pub struct Participant {
     pub name: String,
     /// LiveKit's `ParticipantInfo.Kind`, such as `STANDARD`, `AGENT`, `SIP`.
     pub kind: String,
+    /// What it may do in the application's own words: the attribute `role`, else the member `role` of JSON metadata, else empty.
+    pub role: String,
+    pub metadata: String,
+    /// JSON: an object of texts, by name.
+    pub attributes: String,
     pub joined_at: Option<DateTime<Utc>>,
     /// Whether the event carries the whole participant; track events carry SID and identity alone.
     pub complete: bool,
@@ -60,4 +117,6 @@ pub struct Track {
     pub source: String,
     pub name: String,
     pub mime_type: String,
+    /// LiveKit's `Encryption.Type`: `NONE`, `GCM`, `CUSTOM`.
+    pub encryption: String,
 }

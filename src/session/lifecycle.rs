@@ -1,4 +1,5 @@
-//! What an event changes, such that every order and every repetition of the same events ends in the same state.
+//! The life of a session: one table of transitions, and what an event changes, such that every order and every repetition of the same events ends in the
+//! same state.
 //!
 //! LiveKit promises no order between its queues and repeats what it is not sure of (`docs/FACTS.md`, webhooks). So nothing here depends on what came
 //! before: times only move to the earlier one, endings are final for their SID, and a description is replaced only by a later one.
@@ -6,7 +7,99 @@
 use chrono::{DateTime, Utc};
 
 use super::event::{EventKind, Participant, SessionEvent, Track};
-use crate::ids::{Identity, MeetingId, ParticipantSid, RoomName, RoomSid, TrackSid};
+use crate::ids::{EventId, Identity, MeetingId, ParticipantSid, RoomName, RoomSid, TrackSid};
+
+/// Whether a meeting goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionStatus {
+    Active,
+    Ended,
+}
+
+impl SessionStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "ACTIVE",
+            Self::Ended => "ENDED",
+        }
+    }
+}
+
+/// What the life of a session turns on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Anything that happens in the room.
+    Alive,
+    /// The room has gone, or an operator wants no more of it.
+    End,
+}
+
+/// What is written down of a session, its participants and its tracks, each once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Step {
+    Started,
+    Ended,
+    Joined,
+    Left,
+    Published,
+    Unpublished,
+    /// An operator wants a track recorded, whatever the rules say.
+    RecordWanted,
+    /// An operator wants a track left alone.
+    StopWanted,
+}
+
+impl Step {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Ended => "ended",
+            Self::Joined => "joined",
+            Self::Left => "left",
+            Self::Published => "published",
+            Self::Unpublished => "unpublished",
+            Self::RecordWanted => "recordWanted",
+            Self::StopWanted => "stopWanted",
+        }
+    }
+}
+
+/// Who made a step happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    Webhook(EventId),
+    /// A comparison with what LiveKit lists.
+    Reconciler,
+    Operator,
+}
+
+impl Cause {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Webhook(_) => "webhook",
+            Self::Reconciler => "reconciler",
+            Self::Operator => "operator",
+        }
+    }
+
+    pub fn event(&self) -> Option<&EventId> {
+        match self {
+            Self::Webhook(event) => Some(event),
+            Self::Reconciler | Self::Operator => None,
+        }
+    }
+}
+
+/// The life of a session, whole: `None` is a room that nothing is known of. The end is final for a room's SID.
+pub fn transition(status: Option<SessionStatus>, signal: Signal) -> (SessionStatus, &'static [Step]) {
+    match (status, signal) {
+        (None, Signal::Alive) => (SessionStatus::Active, &[Step::Started]),
+        (None, Signal::End) => (SessionStatus::Ended, &[Step::Started, Step::Ended]),
+        (Some(SessionStatus::Active), Signal::Alive) => (SessionStatus::Active, &[]),
+        (Some(SessionStatus::Active), Signal::End) => (SessionStatus::Ended, &[Step::Ended]),
+        (Some(SessionStatus::Ended), Signal::Alive | Signal::End) => (SessionStatus::Ended, &[]),
+    }
+}
 
 /// What one event says of the session of its room, and of one participant or track in it.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +116,7 @@ pub struct SessionState {
     pub room_name: RoomName,
     pub started_at: DateTime<Utc>,
     pub ended_at: Option<DateTime<Utc>>,
+    pub metadata: Described<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -31,17 +125,16 @@ pub struct ParticipantState {
     pub identity: Identity,
     pub joined_at: Option<DateTime<Utc>>,
     pub left_at: Option<DateTime<Utc>>,
-    pub description: Described<(String, String)>,
+    pub description: Described<ParticipantDescription>,
 }
 
-impl ParticipantState {
-    pub fn name(&self) -> &str {
-        &self.description.value.0
-    }
-
-    pub fn kind(&self) -> &str {
-        &self.description.value.1
-    }
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ParticipantDescription {
+    pub name: String,
+    pub kind: String,
+    pub role: String,
+    pub metadata: String,
+    pub attributes: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +152,7 @@ pub struct TrackDescription {
     pub source: String,
     pub name: String,
     pub mime_type: String,
+    pub encryption: String,
 }
 
 /// A value and the time of the event that said it. The later one wins; at the same second the greater value does, so that order never decides.
@@ -83,11 +177,23 @@ impl SessionState {
 
     #[must_use]
     pub fn merge(self, other: Self) -> Self {
-        Self { started_at: self.started_at.min(other.started_at), ended_at: earlier(self.ended_at, other.ended_at), ..self }
+        Self {
+            started_at: self.started_at.min(other.started_at),
+            ended_at: earlier(self.ended_at, other.ended_at),
+            metadata: self.metadata.merge(other.metadata),
+            ..self
+        }
     }
 }
 
 impl ParticipantState {
+    /// What becomes known with this state, over what was.
+    pub fn steps(&self, known: Option<&Self>) -> Vec<(Step, DateTime<Utc>)> {
+        let joined = news(known.and_then(|known| known.joined_at), self.joined_at).map(|at| (Step::Joined, at));
+        let left = news(known.and_then(|known| known.left_at), self.left_at).map(|at| (Step::Left, at));
+        joined.into_iter().chain(left).collect()
+    }
+
     #[must_use]
     pub fn merge(self, other: Self) -> Self {
         Self {
@@ -101,6 +207,13 @@ impl ParticipantState {
 }
 
 impl TrackState {
+    /// What becomes known with this state, over what was.
+    pub fn steps(&self, known: Option<&Self>) -> Vec<(Step, DateTime<Utc>)> {
+        let published = news(known.and_then(|known| known.published_at), self.published_at).map(|at| (Step::Published, at));
+        let unpublished = news(known.and_then(|known| known.unpublished_at), self.unpublished_at).map(|at| (Step::Unpublished, at));
+        published.into_iter().chain(unpublished).collect()
+    }
+
     #[must_use]
     pub fn merge(self, other: Self) -> Self {
         Self {
@@ -111,6 +224,11 @@ impl TrackState {
             identity: self.identity.max(other.identity),
         }
     }
+}
+
+/// A time that was not known at all before.
+fn news(known: Option<DateTime<Utc>>, said: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
+    said.filter(|_| known.is_none())
 }
 
 fn earlier(a: Option<DateTime<Utc>>, b: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
@@ -129,9 +247,10 @@ pub fn change(event: &SessionEvent) -> Option<Change> {
         room_name: room.name.clone(),
         started_at: room.created_at.map_or(at, |created| created.min(at)),
         ended_at: matches!(event.kind, EventKind::RoomEnded).then_some(at),
+        metadata: Described { at: room.metadata.as_ref().map(|_| at), value: room.metadata.clone().unwrap_or_default() },
     };
     let (participant, track) = match &event.kind {
-        EventKind::RoomStarted | EventKind::RoomEnded | EventKind::Other => (None, None),
+        EventKind::RoomStarted | EventKind::RoomEnded | EventKind::Egress(_) | EventKind::Other => (None, None),
         EventKind::ParticipantJoined(participant) => {
             let joined_at = participant.joined_at.unwrap_or(at);
             (Some(ParticipantState { joined_at: Some(joined_at), ..described_participant(participant, at) }), None)
@@ -149,17 +268,26 @@ pub fn change(event: &SessionEvent) -> Option<Change> {
     Some(Change { session, participant, track })
 }
 
-fn described_participant(participant: &Participant, at: DateTime<Utc>) -> ParticipantState {
+pub fn described_participant(participant: &Participant, at: DateTime<Utc>) -> ParticipantState {
     ParticipantState {
         sid: participant.sid.clone(),
         identity: participant.identity.clone(),
         joined_at: participant.joined_at,
         left_at: None,
-        description: Described { at: participant.complete.then_some(at), value: (participant.name.clone(), participant.kind.clone()) },
+        description: Described {
+            at: participant.complete.then_some(at),
+            value: ParticipantDescription {
+                name: participant.name.clone(),
+                kind: participant.kind.clone(),
+                role: participant.role.clone(),
+                metadata: participant.metadata.clone(),
+                attributes: participant.attributes.clone(),
+            },
+        },
     }
 }
 
-fn described_track(participant: &Participant, track: &Track, at: DateTime<Utc>) -> TrackState {
+pub fn described_track(participant: &Participant, track: &Track, at: DateTime<Utc>) -> TrackState {
     TrackState {
         sid: track.sid.clone(),
         identity: participant.identity.clone(),
@@ -172,6 +300,7 @@ fn described_track(participant: &Participant, track: &Track, at: DateTime<Utc>) 
                 source: track.source.clone(),
                 name: track.name.clone(),
                 mime_type: track.mime_type.clone(),
+                encryption: track.encryption.clone(),
             },
         },
     }
@@ -193,7 +322,7 @@ mod tests {
     }
 
     fn event(second: i64, kind: EventKind) -> SessionEvent {
-        let room = Room { sid: RoomSid::new("RM_1"), name: RoomName::new("room"), created_at: None };
+        let room = Room { sid: RoomSid::new("RM_1"), name: RoomName::new("room"), created_at: None, metadata: None };
         SessionEvent { id: EventId::new("EV"), name: String::new(), created_at: time(second), room: Some(room), kind }
     }
 
@@ -203,6 +332,9 @@ mod tests {
             identity: Identity::new("ana"),
             name: name.to_owned(),
             kind: "STANDARD".to_owned(),
+            role: String::new(),
+            metadata: String::new(),
+            attributes: "{}".to_owned(),
             joined_at: None,
             complete,
         }
@@ -210,7 +342,14 @@ mod tests {
 
     fn track(name: &str) -> Track {
         let text = str::to_owned;
-        Track { sid: TrackSid::new("TR_1"), kind: text("AUDIO"), source: text("MICROPHONE"), name: text(name), mime_type: text("audio/opus") }
+        Track {
+            sid: TrackSid::new("TR_1"),
+            kind: text("AUDIO"),
+            source: text("MICROPHONE"),
+            name: text(name),
+            mime_type: text("audio/opus"),
+            encryption: text("NONE"),
+        }
     }
 
     /// One session with everything that can happen, twice over and with two names.
@@ -249,12 +388,36 @@ mod tests {
     }
 
     #[test]
+    fn every_transition() {
+        use SessionStatus::{Active, Ended};
+        let table = [
+            (None, Signal::Alive, Active, &[Step::Started][..]),
+            (None, Signal::End, Ended, &[Step::Started, Step::Ended]),
+            (Some(Active), Signal::Alive, Active, &[]),
+            (Some(Active), Signal::End, Ended, &[Step::Ended]),
+            (Some(Ended), Signal::Alive, Ended, &[]),
+            (Some(Ended), Signal::End, Ended, &[]),
+        ];
+        for (from, signal, to, steps) in table {
+            assert_eq!(transition(from, signal), (to, steps), "{from:?} {signal:?}");
+        }
+    }
+
+    #[test]
+    fn a_step_is_told_once() {
+        let event = event(4, EventKind::TrackUnpublished(participant("", false), track("mic")));
+        let said = change(&event).and_then(|change| change.track).expect("a track");
+        assert_eq!(said.steps(None), [(Step::Unpublished, time(4))]);
+        assert_eq!(said.steps(Some(&said)), []);
+    }
+
+    #[test]
     fn the_told_order_gives_the_expected_end() {
         let (session, participants, tracks) = replay(&story());
         let session = session.expect("a session");
         assert_eq!((session.started_at, session.ended_at), (time(0), Some(time(6))));
         let ana = &participants[&ParticipantSid::new("PA_1")];
-        assert_eq!((ana.name(), ana.kind(), ana.joined_at, ana.left_at), ("Ana B.", "STANDARD", Some(time(1)), Some(time(5))));
+        assert_eq!((ana.description.value.name.as_str(), ana.joined_at, ana.left_at), ("Ana B.", Some(time(1)), Some(time(5))));
         let track = &tracks[&TrackSid::new("TR_1")];
         assert_eq!((track.published_at, track.unpublished_at), (Some(time(2)), Some(time(4))));
         assert_eq!(track.description.value.name, "mic 2");

@@ -3,4 +3,5 @@
 pub mod event;
 mod glob;
 pub mod lifecycle;
+pub mod plan;
 pub mod rules;

@@ -256,7 +256,7 @@ async fn a_ticket_that_livekit_repeats_is_not_stored() {
     let info = json!({"egressId": "EG_1", "track": {"websocketUrl": url}, "streamResults": [{"url": url}], "stream": {"info": [{"url": url}]}});
     deliver(&app, event("egress_updated", "RM_1", 0, json!({"egressInfo": info}))).await;
     let stored: Stored = diesel::sql_query("SELECT body FROM webhook_events").get_result(&mut app.database()).unwrap();
-    assert!(stored.body.contains("EG_1") && stored.body.matches("roomName=room").count() == 3, "{}", stored.body);
+    assert!(stored.body.contains("EG_1") && !stored.body.contains("egress-audio"), "{}", stored.body);
     let secret = ticket.rsplit('.').next().unwrap();
     assert!(!stored.body.contains(secret) && !app.log().contains(secret), "{}", stored.body);
 }

@@ -2,7 +2,8 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use live_meeting::audio::format::PcmFormat;
-use live_meeting::db::rows::{Applied, ClosedSegment, EndReason, NewRecording, NewSegment, Page, StoredBody};
+use live_meeting::db::rows::events::{Applied, Arrival, StoredBody};
+use live_meeting::db::rows::{ClosedSegment, EndReason, NewRecording, NewSegment, Page};
 use live_meeting::db::{DbError, Store};
 use live_meeting::ids::{EventId, Identity, MeetingId, ParticipantSid, RecordingId, RoomName, RoomSid, SegmentId, TicketId, TrackSid};
 use live_meeting::session::event::{EventKind, Participant, Room, SessionEvent, Track};
@@ -20,7 +21,7 @@ pub fn at_ms(millisecond: i64) -> DateTime<Utc> {
 
 /// An event with an id of its own.
 pub fn event(room_sid: &str, room_name: &str, second: i64, kind: EventKind) -> SessionEvent {
-    let room = Room { sid: RoomSid::new(room_sid), name: RoomName::new(room_name), created_at: None };
+    let room = Room { sid: RoomSid::new(room_sid), name: RoomName::new(room_name), created_at: None, metadata: None };
     let id = EventId::new(format!("EV_{}", Uuid::new_v4().simple()));
     SessionEvent { id, name: "an_event".to_owned(), created_at: at(second), room: Some(room), kind }
 }
@@ -40,6 +41,9 @@ pub fn participant(sid: &str, name: &str) -> Participant {
         identity: Identity::new("ana"),
         name: name.to_owned(),
         kind: "STANDARD".to_owned(),
+        role: String::new(),
+        metadata: String::new(),
+        attributes: "{}".to_owned(),
         joined_at: None,
         complete: !name.is_empty(),
     }
@@ -52,6 +56,7 @@ pub fn track(sid: &str, name: &str) -> Track {
         source: "MICROPHONE".to_owned(),
         name: name.to_owned(),
         mime_type: "audio/opus".to_owned(),
+        encryption: "NONE".to_owned(),
     }
 }
 
@@ -59,10 +64,14 @@ pub fn body() -> StoredBody {
     StoredBody { text: "{}".to_owned(), understood: true, received_at: at(0) }
 }
 
+pub fn arrival(event: SessionEvent) -> Arrival {
+    Arrival { event, body: body() }
+}
+
 /// As LiveKit would: again, while the database says that it is busy.
 pub async fn deliver(store: &Store, event: SessionEvent) -> Applied {
     loop {
-        match store.apply_event(event.clone(), body()).await {
+        match store.apply_event(arrival(event.clone())).await {
             Err(DbError::Busy(_)) => {}
             answer => return answer.expect("the event is kept"),
         }
@@ -87,7 +96,15 @@ pub async fn open_recording(store: &Store, meeting: &str, room: &str, second: i6
 pub fn new_segment(recording: &RecordingId, second: i64, ticket: Option<&str>) -> NewSegment {
     let id = SegmentId::fresh();
     let path = format!("meeting/{id}.wav");
-    NewSegment { id, recording: recording.clone(), path, format: PcmFormat::LIVEKIT, started_at: at(second), ticket: ticket.map(TicketId::new) }
+    NewSegment {
+        id,
+        recording: recording.clone(),
+        path,
+        format: PcmFormat::LIVEKIT,
+        track: None,
+        started_at: at(second),
+        ticket: ticket.map(TicketId::new),
+    }
 }
 
 pub async fn open_segment(store: &Store, recording: &RecordingId, second: i64) -> SegmentId {

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::engine::{CONNECTIONS, TestDatabase};
-use super::fixtures::{ALL, body, started};
+use super::fixtures::{ALL, arrival, started};
 use crate::support::test_app::{API_KEY, API_SECRET, TestApp, complete};
 
 /// A call that has no answer after this hangs in the lock: a free one takes a few milliseconds.
@@ -46,7 +46,7 @@ pub async fn a_call_whose_caller_hangs_up_in_mid_query_is_finished_by_the_store(
     store.probe().await.expect("the first connection is there");
     for n in 1..=HANG_UPS {
         let lock = db.lock().await;
-        let call = store.apply_event(started(&format!("RM_{n}"), "room", 0), body());
+        let call = store.apply_event(arrival(started(&format!("RM_{n}"), "room", 0)));
         // On its time-out the call is dropped, on this actix thread.
         tokio::time::timeout(HANGING, call).await.expect_err("the query hangs");
         lock.release().await;
@@ -65,7 +65,7 @@ pub async fn a_call_dropped_at_any_moment_is_finished(db: &TestDatabase) {
     let store = db.store().await;
     let mut dropped = 0;
     for n in 0..16_u32 {
-        let call = store.apply_event(started(&format!("RM_{n}"), "room", 0), body());
+        let call = store.apply_event(arrival(started(&format!("RM_{n}"), "room", 0)));
         dropped += usize::from(tokio::time::timeout(Duration::from_micros(100) * n, call).await.is_err());
     }
     assert!(dropped > 0, "the first is dropped at once");

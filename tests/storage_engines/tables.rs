@@ -1,14 +1,18 @@
 //! Opening, migrations, constraints, and a database that does not answer.
 
 use futures_util::future::{Either, join_all, select};
-use live_meeting::db::rows::{Applied, EndReason};
+use live_meeting::db::rows::EndReason;
+use live_meeting::db::rows::events::Applied;
 use live_meeting::db::{DbError, Store};
 
 use super::engine::TestDatabase;
-use super::fixtures::{body, closed, deliver, open_recording, open_segment, started};
+use super::fixtures::{closed, deliver, open_recording, open_segment, started};
+
+/// Folders of `migrations`.
+const MIGRATIONS: usize = 2;
 
 pub async fn opening_makes_the_tables_and_can_be_repeated(db: &TestDatabase) {
-    assert_eq!(Store::pending_migrations(&db.database_url()).await.unwrap(), 1);
+    assert_eq!(Store::pending_migrations(&db.database_url()).await.unwrap(), MIGRATIONS);
     let first = started("RM_1", "room", 0);
     {
         let store = db.store().await;
@@ -16,7 +20,9 @@ pub async fn opening_makes_the_tables_and_can_be_repeated(db: &TestDatabase) {
     }
     assert_eq!(Store::pending_migrations(&db.database_url()).await.unwrap(), 0);
     let tables = db.tables().await;
-    for table in ["measurements", "participants", "recordings", "segments", "sessions", "tracks", "webhook_events"] {
+    for table in
+        ["egresses", "measurements", "participants", "recordings", "segments", "servers", "sessions", "tracks", "transitions", "webhook_events"]
+    {
         assert!(tables.iter().any(|name| name == table), "{table} is not in {tables:?}");
     }
     let store = db.store().await;
@@ -26,7 +32,7 @@ pub async fn opening_makes_the_tables_and_can_be_repeated(db: &TestDatabase) {
 pub async fn servers_that_start_together_take_turns_to_migrate(db: &TestDatabase) {
     // What an earlier version left behind: a database without the newest tables.
     drop(db.store().await);
-    assert_eq!(db.migrate_down(), 1);
+    assert_eq!(db.migrate_down(), MIGRATIONS);
     let url = db.database_url();
     for opened in join_all((0..4).map(|_| Store::open(&url, 1))).await {
         opened.expect("opened").probe().await.expect("usable");
@@ -43,9 +49,9 @@ pub async fn migrations_go_down_and_up_again(db: &TestDatabase) {
     }
     let before = db.schema().await;
     assert!(before.len() > 7, "{before:?}");
-    assert_eq!(db.migrate_down(), 1);
+    assert_eq!(db.migrate_down(), MIGRATIONS);
     assert_eq!(db.tables().await, ["__diesel_schema_migrations"]);
-    assert_eq!(Store::pending_migrations(&db.database_url()).await.unwrap(), 1);
+    assert_eq!(Store::pending_migrations(&db.database_url()).await.unwrap(), MIGRATIONS);
     let store = db.store().await;
     assert_eq!(db.schema().await, before);
     deliver(&store, started("RM_1", "room", 0)).await;
@@ -87,8 +93,7 @@ pub async fn whoever_gets_no_connection_in_time_is_told_that_it_is_busy(db: &Tes
     let store = Store::open(&db.database_url(), 1).await.unwrap();
     store.probe().await.unwrap();
     let lock = db.lock().await;
-    let one = Box::pin(store.apply_event(started("RM_1", "room", 0), body()));
-    let other = Box::pin(store.apply_event(started("RM_2", "room", 0), body()));
+    let (one, other) = (Box::pin(store.probe()), Box::pin(store.probe()));
     let (refused, rest) = match select(one, other).await {
         Either::Left(done) => done,
         Either::Right(done) => done,

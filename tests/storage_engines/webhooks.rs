@@ -3,9 +3,11 @@
 use chrono::{NaiveDateTime, TimeDelta};
 use futures_util::future::join_all;
 use live_meeting::db::Store;
-use live_meeting::db::rows::{Applied, Page, SessionFilter, SessionRow, SessionStatus, StoredBody};
+use live_meeting::db::rows::events::{Applied, Arrival, StoredBody};
+use live_meeting::db::rows::{Page, SessionFilter, SessionRow};
 use live_meeting::ids::{Identity, MeetingId, RoomName};
 use live_meeting::session::event::{EventKind, SessionEvent};
+use live_meeting::session::lifecycle::SessionStatus;
 
 use super::engine::TestDatabase;
 use super::fixtures::{ALL, at, at_ms, body, deliver, ended, event, participant, started, track};
@@ -14,7 +16,10 @@ pub async fn events_are_kept_once(db: &TestDatabase) {
     let store = db.store().await;
     let first = started("RM_1", "room", 0);
     let text = r#"{"event":"room_started"}"#.to_owned();
-    let kept = store.apply_event(first.clone(), StoredBody { text: text.clone(), understood: true, received_at: at(1) }).await.unwrap();
+    let kept = store
+        .apply_event(Arrival { event: first.clone(), body: StoredBody { text: text.clone(), understood: true, received_at: at(1) } })
+        .await
+        .unwrap();
     let Applied::Kept(Some(session)) = kept else { panic!("{kept:?}") };
     assert_eq!((session.meeting_id.as_str(), session.status.as_str(), session.started_at), ("RM_1", "ACTIVE", at(0).naive_utc()));
     // The id decides, whatever else it says.
@@ -188,7 +193,7 @@ pub async fn nul_and_long_and_emoji_names_survive(db: &TestDatabase) {
     }
     // The text of an event may be as long as a webhook's body.
     let text = "🎉".repeat((1 << 20) / 4);
-    store.apply_event(started("RM_big", "room", 0), StoredBody { text: text.clone(), ..body() }).await.unwrap();
+    store.apply_event(Arrival { event: started("RM_big", "room", 0), body: StoredBody { text: text.clone(), ..body() } }).await.unwrap();
     assert!(db.texts("SELECT body AS text FROM webhook_events WHERE room_sid = 'RM_big'").await == [text], "the body is changed");
     let times = store.session(MeetingId::new("RM_big")).await.unwrap().unwrap();
     assert_eq!(times.started_at + TimeDelta::seconds(1), at(1).naive_utc());

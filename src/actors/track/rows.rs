@@ -232,6 +232,7 @@ impl Keeper {
                 recording: recording.id.clone(),
                 path: segment.path.clone(),
                 format: segment.format,
+                track: self.identity.track.clone(),
                 started_at: segment.started_at,
                 ticket: self.ticket.clone(),
             };

@@ -2,9 +2,12 @@
 
 use super::{Backend, Connection};
 
+pub mod changes;
+pub mod egresses;
 pub mod events;
 pub mod measurements;
 pub mod probe;
 pub mod recordings;
 pub mod segments;
 pub mod sessions;
+pub mod tracks;

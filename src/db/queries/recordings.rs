@@ -4,13 +4,12 @@ use chrono::TimeDelta;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use super::sessions::{self, naive};
+use super::sessions;
 use super::{Backend, Connection};
 use crate::db::DbError;
-use crate::db::rows::{Admission, NewRecording, OpenedRecording, Page, RecordingRow, SessionRow, TrackFacts, TrackRow};
+use crate::db::rows::{Admission, Host, NewRecording, OpenedRecording, Page, RecordingRow, SessionRow, TrackFacts, TrackRow};
 use crate::db::schema::{recordings, segments, sessions as sessions_table, tracks};
 use crate::ids::{Identity, MeetingId, RecordingId, RoomName, TicketId, TrackSid, new_row_id};
-use crate::session::lifecycle::{Described, TrackDescription, TrackState};
 
 /// How far this machine's clock and LiveKit's may differ when a recording looks for its session: the leeway of the webhooks' tokens.
 const CLOCK_LEEWAY: TimeDelta = TimeDelta::seconds(60);
@@ -36,7 +35,7 @@ pub async fn admit(
 }
 
 /// A connection of a known track continues that track's recording in the meeting; one that names no track starts its own.
-pub async fn open(connection: &mut Connection, new: &NewRecording) -> Result<OpenedRecording, DbError> {
+pub async fn open(connection: &mut Connection, new: &NewRecording, host: &Host) -> Result<OpenedRecording, DbError> {
     transaction!(connection, async |connection| {
         // A sender may name any meeting; only one of its own room is its session.
         let named = sessions::find(connection, &new.meeting).await?.filter(|session| session.room_name == new.room.as_str());
@@ -59,10 +58,15 @@ pub async fn open(connection: &mut Connection, new: &NewRecording) -> Result<Ope
                 Some(session) => same.filter(recordings::session_id.eq(session.id.as_str())),
                 None => same.filter(recordings::session_id.is_null()).filter(recordings::meeting_id.eq(new.meeting.as_str())),
             };
-            let known: Option<RecordingRow> = same.order(recordings::id.desc()).first(connection).await.optional()?;
+            let mut known: Option<RecordingRow> = same.order(recordings::id.desc()).first(connection).await.optional()?;
+            if known.is_none()
+                && let Some(session) = &session
+            {
+                known = followed(connection, session, track).await?;
+            }
             if let Some(known) = known {
                 diesel::update(recordings::table.filter(recordings::id.eq(&known.id)))
-                    .set(recordings::ended_at.eq(None::<chrono::NaiveDateTime>))
+                    .set((recordings::ended_at.eq(None::<chrono::NaiveDateTime>), recordings::server_id.eq(host.server.as_str())))
                     .execute(connection)
                     .await?;
                 let offset = (new.started_at.naive_utc() - known.started_at).num_milliseconds();
@@ -81,10 +85,30 @@ pub async fn open(connection: &mut Connection, new: &NewRecording) -> Result<Ope
             recordings::participant.eq(new.participant.as_ref().map(Identity::as_str)),
             recordings::track_sid.eq(new.track.as_ref().map(TrackSid::as_str)),
             recordings::started_at.eq(new.started_at.naive_utc()),
+            recordings::server_id.eq(host.server.as_str()),
         );
         diesel::insert_into(recordings::table).values(columns).execute(connection).await?;
         Ok(OpenedRecording { id: RecordingId::new(id), offset_ms: 0, facts: TrackFacts::default() })
     })
+}
+
+/// The recording that a participant's new track goes on with: LiveKit gives it another SID after a full reconnect. It is followed by identity and source,
+/// which an event must have told; two tracks of one source at the same time are two recordings.
+async fn followed(connection: &mut Connection, session: &SessionRow, track: &TrackSid) -> Result<Option<RecordingRow>, DbError> {
+    let of_session = tracks::table.filter(tracks::session_id.eq(&session.id));
+    let this = of_session.filter(tracks::sid.eq(track.as_str())).select(TrackRow::as_select()).first(connection).await.optional()?;
+    let Some((identity, source)) = this.and_then(|track: TrackRow| Some((track.identity?, track.source))) else { return Ok(None) };
+    if matches!(source.as_str(), "" | "UNKNOWN") {
+        return Ok(None);
+    }
+    let of_source = of_session.filter(tracks::identity.eq(&identity)).filter(tracks::source.eq(source)).select(tracks::id);
+    let open = segments::table.filter(segments::ended_at.is_null()).select(segments::recording_id);
+    let before = recordings::table
+        .filter(recordings::session_id.eq(&session.id))
+        .filter(recordings::participant.eq(&identity))
+        .filter(recordings::track_id.eq_any(of_source))
+        .filter(recordings::id.ne_all(open));
+    Ok(before.select(RecordingRow::as_select()).order(recordings::id.desc()).first(connection).await.optional()?)
 }
 
 async fn find_or_make_track(connection: &mut Connection, session: Option<&SessionRow>, new: &NewRecording) -> Result<String, DbError> {
@@ -124,56 +148,6 @@ async fn track_facts(connection: &mut Connection, track: &str) -> Result<TrackFa
     let (format_mismatch, spans) = row.first::<(Option<String>, String)>(connection).await?;
     let mute_spans = serde_json::from_str(&spans).map_err(|error| DbError::Unreadable(error.to_string()))?;
     Ok(TrackFacts { format_mismatch, mute_spans })
-}
-
-/// Lays what an event says over what is known of a track. The session's row must be held.
-pub async fn merge_track(connection: &mut Connection, session: &SessionRow, said: TrackState) -> Result<(), DbError> {
-    let this = tracks::table.filter(tracks::session_id.eq(&session.id)).filter(tracks::sid.eq(said.sid.as_str()));
-    let row: Option<TrackRow> = this.select(TrackRow::as_select()).first(connection).await.optional()?;
-    let Some(row) = row else {
-        let columns = (
-            tracks::id.eq(new_row_id()),
-            tracks::session_id.eq(&session.id),
-            tracks::room_name.eq(&session.room_name),
-            tracks::sid.eq(said.sid.as_str()),
-            tracks::identity.eq(said.identity.as_str()),
-            (
-                tracks::kind.eq(&said.description.value.kind),
-                tracks::source.eq(&said.description.value.source),
-                tracks::name.eq(&said.description.value.name),
-                tracks::mime_type.eq(&said.description.value.mime_type),
-                tracks::described_at.eq(naive(said.description.at)),
-            ),
-            tracks::published_at.eq(naive(said.published_at)),
-            tracks::unpublished_at.eq(naive(said.unpublished_at)),
-            tracks::mute_spans.eq("[]"),
-        );
-        diesel::insert_into(tracks::table).values(columns).execute(connection).await?;
-        return Ok(());
-    };
-    let known = TrackState {
-        sid: said.sid.clone(),
-        identity: Identity::new(row.identity.unwrap_or_default()),
-        published_at: row.published_at.map(|time| time.and_utc()),
-        unpublished_at: row.unpublished_at.map(|time| time.and_utc()),
-        description: Described {
-            at: row.described_at.map(|time| time.and_utc()),
-            value: TrackDescription { kind: row.kind, source: row.source, name: row.name, mime_type: row.mime_type },
-        },
-    };
-    let merged = known.merge(said);
-    let changes = (
-        tracks::identity.eq(merged.identity.as_str()),
-        tracks::kind.eq(&merged.description.value.kind),
-        tracks::source.eq(&merged.description.value.source),
-        tracks::name.eq(&merged.description.value.name),
-        tracks::mime_type.eq(&merged.description.value.mime_type),
-        tracks::described_at.eq(naive(merged.description.at)),
-        tracks::published_at.eq(naive(merged.published_at)),
-        tracks::unpublished_at.eq(naive(merged.unpublished_at)),
-    );
-    diesel::update(tracks::table.filter(tracks::id.eq(row.id))).set(changes).execute(connection).await?;
-    Ok(())
 }
 
 /// Gives the session the recordings of its room that were made while it lasted and belong to none yet. Their paths stay.
@@ -257,9 +231,10 @@ pub async fn close(connection: &mut Connection, recording: &RecordingId, of_earl
     Ok(())
 }
 
-/// Recordings that have not ended.
-pub async fn all_open(connection: &mut Connection) -> Result<Vec<String>, DbError> {
-    Ok(recordings::table.filter(recordings::ended_at.is_null()).select(recordings::id).load(connection).await?)
+/// Recordings that have not ended, of this server.
+pub async fn all_open(connection: &mut Connection, host: &Host) -> Result<Vec<String>, DbError> {
+    let own = recordings::server_id.eq(host.server.as_str()).or(recordings::server_id.is_null());
+    Ok(recordings::table.filter(recordings::ended_at.is_null()).filter(own).select(recordings::id).load(connection).await?)
 }
 
 pub async fn list(connection: &mut Connection, meeting: Option<&MeetingId>, page: &Page) -> Result<Vec<RecordingRow>, DbError> {

@@ -6,12 +6,12 @@ use diesel_async::RunQueryDsl;
 
 use super::Connection;
 use crate::db::DbError;
-use crate::db::rows::{ClosedSegment, NewSegment, SegmentRow};
+use crate::db::rows::{ClosedSegment, Host, NewSegment, SegmentRow};
 use crate::db::schema::segments;
-use crate::ids::{SegmentId, TicketId};
+use crate::ids::{SegmentId, TicketId, TrackSid};
 
 /// Idempotent: a segment that is there already stays as it is.
-pub async fn open(connection: &mut Connection, new: &NewSegment) -> Result<(), DbError> {
+pub async fn open(connection: &mut Connection, new: &NewSegment, host: &Host) -> Result<(), DbError> {
     let columns = (
         segments::id.eq(new.id.as_str()),
         segments::recording_id.eq(new.recording.as_str()),
@@ -24,6 +24,8 @@ pub async fn open(connection: &mut Connection, new: &NewSegment) -> Result<(), D
         segments::started_at.eq(new.started_at.naive_utc()),
         segments::gaps.eq("[]"),
         segments::ticket_id.eq(new.ticket.as_ref().map(TicketId::as_str)),
+        segments::server_id.eq(host.server.as_str()),
+        segments::track_sid.eq(new.track.as_ref().map(TrackSid::as_str)),
     );
     let inserted = diesel::insert_into(segments::table).values(columns).on_conflict(segments::id).do_nothing().execute(connection).await;
     match inserted {
@@ -51,8 +53,10 @@ pub async fn close(connection: &mut Connection, closed: &ClosedSegment) -> Resul
     Ok(())
 }
 
-pub async fn all_open(connection: &mut Connection) -> Result<Vec<SegmentRow>, DbError> {
-    let query = segments::table.filter(segments::ended_at.is_null()).select(SegmentRow::as_select());
+/// Those whose files lie with this server.
+pub async fn all_open(connection: &mut Connection, host: &Host) -> Result<Vec<SegmentRow>, DbError> {
+    let own = segments::server_id.eq(host.server.as_str()).or(segments::server_id.is_null());
+    let query = segments::table.filter(segments::ended_at.is_null()).filter(own).select(SegmentRow::as_select());
     Ok(query.order(segments::id.asc()).load(connection).await?)
 }
 

@@ -6,10 +6,10 @@ use diesel_async::RunQueryDsl;
 
 use super::{Backend, Connection};
 use crate::db::DbError;
-use crate::db::rows::{Page, ParticipantRow, SessionFilter, SessionRow, SessionStatus};
+use crate::db::rows::{Page, ParticipantRow, SessionFilter, SessionRow};
 use crate::db::schema::{participants, sessions};
 use crate::ids::{Identity, MeetingId, ParticipantSid, RoomName, RoomSid, new_row_id};
-use crate::session::lifecycle::{Described, ParticipantState, SessionState};
+use crate::session::lifecycle::{Described, ParticipantDescription, ParticipantState, SessionState, SessionStatus, Signal, Step, transition};
 
 pub async fn list(connection: &mut Connection, filter: &SessionFilter, page: &Page) -> Result<Vec<SessionRow>, DbError> {
     let mut query = sessions::table.select(SessionRow::as_select()).into_boxed::<Backend>();
@@ -50,75 +50,120 @@ pub async fn participants(connection: &mut Connection, session: &str) -> Result<
     Ok(query.order(participants::id.asc()).load(connection).await?)
 }
 
-/// Lays what an event says over what is known of the session, and holds the session's row until the transaction ends.
-pub async fn merge(connection: &mut Connection, said: SessionState) -> Result<SessionRow, DbError> {
+type Steps = Vec<(Step, DateTime<Utc>)>;
+
+/// Lays what is said over what is known of the session, and holds the session's row until the transaction ends.
+pub async fn merge(connection: &mut Connection, said: SessionState) -> Result<(SessionRow, Steps), DbError> {
+    let meeting = said.meeting_id().into_string();
+    let id = new_row_id();
     let columns = (
-        sessions::id.eq(new_row_id()),
-        sessions::meeting_id.eq(said.meeting_id().into_string()),
+        sessions::id.eq(&id),
+        sessions::meeting_id.eq(&meeting),
         sessions::room_name.eq(said.room_name.as_str()),
         sessions::room_sid.eq(said.room_sid.as_str()),
         sessions::status.eq(SessionStatus::Active.as_str()),
         sessions::started_at.eq(said.started_at.naive_utc()),
     );
-    diesel::insert_into(sessions::table).values(columns).on_conflict(sessions::meeting_id).do_nothing().execute(connection).await?;
-    // A change of nothing locks the row in both engines, so that events of one room take turns.
-    let this = sessions::table.filter(sessions::meeting_id.eq(said.meeting_id().into_string()));
-    let row: SessionRow =
-        diesel::update(this).set(sessions::room_name.eq(sessions::room_name)).returning(SessionRow::as_returning()).get_result(connection).await?;
+    // A conflict that changes nothing still holds the row in both engines, so that those who speak of one room take turns.
+    let row: SessionRow = diesel::insert_into(sessions::table)
+        .values(columns)
+        .on_conflict(sessions::meeting_id)
+        .do_update()
+        .set(sessions::room_name.eq(sessions::room_name))
+        .returning(SessionRow::as_returning())
+        .get_result(connection)
+        .await?;
+    let status = (row.id != id).then_some(if row.ended_at.is_some() { SessionStatus::Ended } else { SessionStatus::Active });
+    let signal = if said.ended_at.is_some() { Signal::End } else { Signal::Alive };
+    let (status, steps) = transition(status, signal);
+    let steps = steps.iter().map(|step| (*step, if *step == Step::Ended { said.ended_at.unwrap_or(said.started_at) } else { said.started_at }));
+    let steps: Steps = steps.collect();
     let known = SessionState {
         room_sid: RoomSid::new(row.room_sid.clone().unwrap_or_default()),
         room_name: RoomName::new(row.room_name.clone()),
         started_at: row.started_at.and_utc(),
         ended_at: row.ended_at.map(|time| time.and_utc()),
+        metadata: Described { at: row.described_at.map(|time| time.and_utc()), value: row.metadata.clone() },
     };
     let merged = known.clone().merge(said);
     if merged == known {
-        return Ok(row);
+        return Ok((row, steps));
     }
-    let status = if merged.ended_at.is_some() { SessionStatus::Ended } else { SessionStatus::Active };
-    let changes =
-        (sessions::status.eq(status.as_str()), sessions::started_at.eq(merged.started_at.naive_utc()), sessions::ended_at.eq(naive(merged.ended_at)));
+    let changes = (
+        sessions::status.eq(status.as_str()),
+        sessions::started_at.eq(merged.started_at.naive_utc()),
+        sessions::ended_at.eq(naive(merged.ended_at)),
+        sessions::metadata.eq(&merged.metadata.value),
+        sessions::described_at.eq(naive(merged.metadata.at)),
+    );
     let this = sessions::table.filter(sessions::id.eq(&row.id));
-    Ok(diesel::update(this).set(changes).returning(SessionRow::as_returning()).get_result(connection).await?)
+    Ok((diesel::update(this).set(changes).returning(SessionRow::as_returning()).get_result(connection).await?, steps))
 }
 
-/// Lays what an event says over what is known of a participant. The session's row must be held.
-pub async fn merge_participant(connection: &mut Connection, session: &str, said: ParticipantState) -> Result<(), DbError> {
+/// Lays what is said over what is known of a participant. The session's row must be held.
+pub async fn merge_participant(connection: &mut Connection, session: &str, said: ParticipantState) -> Result<Steps, DbError> {
     let this = participants::table.filter(participants::session_id.eq(session)).filter(participants::sid.eq(said.sid.as_str()));
     let row: Option<ParticipantRow> = this.select(ParticipantRow::as_select()).first(connection).await.optional()?;
     let Some(row) = row else {
+        let steps = said.steps(None);
         let columns = (
             participants::id.eq(new_row_id()),
             participants::session_id.eq(session),
             participants::sid.eq(said.sid.as_str()),
             participants::identity.eq(said.identity.as_str()),
-            participants::name.eq(said.name()),
-            participants::kind.eq(said.kind()),
-            participants::described_at.eq(naive(said.description.at)),
+            (
+                participants::name.eq(&said.description.value.name),
+                participants::kind.eq(&said.description.value.kind),
+                participants::role.eq(&said.description.value.role),
+                participants::metadata.eq(&said.description.value.metadata),
+                participants::attributes.eq(&said.description.value.attributes),
+                participants::described_at.eq(naive(said.description.at)),
+            ),
             participants::joined_at.eq(naive(said.joined_at)),
             participants::left_at.eq(naive(said.left_at)),
         );
         diesel::insert_into(participants::table).values(columns).execute(connection).await?;
-        return Ok(());
+        return Ok(steps);
     };
     let known = ParticipantState {
         sid: ParticipantSid::new(row.sid),
         identity: Identity::new(row.identity),
         joined_at: row.joined_at.map(|time| time.and_utc()),
         left_at: row.left_at.map(|time| time.and_utc()),
-        description: Described { at: row.described_at.map(|time| time.and_utc()), value: (row.name, row.kind) },
+        description: Described {
+            at: row.described_at.map(|time| time.and_utc()),
+            value: ParticipantDescription { name: row.name, kind: row.kind, role: row.role, metadata: row.metadata, attributes: row.attributes },
+        },
     };
-    let merged = known.merge(said);
+    let steps = said.steps(Some(&known));
+    let merged = known.clone().merge(said);
+    if merged == known {
+        return Ok(steps);
+    }
     let changes = (
         participants::identity.eq(merged.identity.as_str()),
-        participants::name.eq(merged.name()),
-        participants::kind.eq(merged.kind()),
+        participants::name.eq(&merged.description.value.name),
+        participants::kind.eq(&merged.description.value.kind),
+        participants::role.eq(&merged.description.value.role),
+        participants::metadata.eq(&merged.description.value.metadata),
+        participants::attributes.eq(&merged.description.value.attributes),
         participants::described_at.eq(naive(merged.description.at)),
         participants::joined_at.eq(naive(merged.joined_at)),
         participants::left_at.eq(naive(merged.left_at)),
     );
     diesel::update(participants::table.filter(participants::id.eq(row.id))).set(changes).execute(connection).await?;
-    Ok(())
+    Ok(steps)
+}
+
+/// Sessions that have not ended, and participants of one whose leaving nobody has told.
+pub async fn active(connection: &mut Connection) -> Result<Vec<SessionRow>, DbError> {
+    let active = sessions::table.filter(sessions::status.eq(SessionStatus::Active.as_str())).filter(sessions::room_sid.is_not_null());
+    Ok(active.select(SessionRow::as_select()).load(connection).await?)
+}
+
+pub async fn present(connection: &mut Connection, session: &str) -> Result<Vec<ParticipantRow>, DbError> {
+    let present = participants::table.filter(participants::session_id.eq(session)).filter(participants::left_at.is_null());
+    Ok(present.select(ParticipantRow::as_select()).load(connection).await?)
 }
 
 pub(super) fn naive(time: Option<DateTime<Utc>>) -> Option<NaiveDateTime> {

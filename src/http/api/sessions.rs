@@ -5,10 +5,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::page::{Listed, PageQuery, timestamp};
-use crate::db::rows::{ParticipantRow, SessionFilter, SessionRow, SessionStatus, TrackRow};
+use crate::db::rows::{ParticipantRow, SessionFilter, SessionRow, TrackRow};
 use crate::http::Doors;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::ids::{MeetingId, RoomName};
+use crate::session::lifecycle::SessionStatus;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]

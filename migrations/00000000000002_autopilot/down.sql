@@ -1,0 +1,17 @@
+DROP TABLE egresses;
+DROP TABLE transitions;
+DROP INDEX webhook_events_of_room;
+ALTER TABLE webhook_events DROP COLUMN problem;
+ALTER TABLE webhook_events DROP COLUMN outcome;
+ALTER TABLE webhook_events DROP COLUMN attempts;
+ALTER TABLE segments DROP COLUMN track_sid;
+ALTER TABLE segments DROP COLUMN server_id;
+ALTER TABLE recordings DROP COLUMN server_id;
+ALTER TABLE tracks DROP COLUMN wish;
+ALTER TABLE tracks DROP COLUMN encryption;
+ALTER TABLE participants DROP COLUMN attributes;
+ALTER TABLE participants DROP COLUMN metadata;
+ALTER TABLE participants DROP COLUMN role;
+ALTER TABLE sessions DROP COLUMN described_at;
+ALTER TABLE sessions DROP COLUMN metadata;
+DROP TABLE servers;

@@ -1,0 +1,100 @@
+//! The start queue.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::rows::egresses::{Egress, EgressFilter};
+use super::rows::{Page, ParticipantRow, SessionRow, TrackRow};
+use super::{DbError, Engine, POOL_WAIT, Store, postgres, sqlite};
+use crate::ids::{EgressId, Identity, StartId, TicketId, TrackSid};
+use crate::session::lifecycle::Cause;
+use crate::session::plan::{Reason, Wish};
+
+/// A session that has not ended, with whoever is in it and what they publish, as far as the database knows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KnownSession {
+    pub session: SessionRow,
+    pub participants: Vec<ParticipantRow>,
+    pub tracks: Vec<TrackRow>,
+}
+
+impl Store {
+    /// The open rows of this server.
+    pub async fn own_egresses(&self) -> Result<Vec<Egress>, DbError> {
+        let host = self.host();
+        run!(self, reader, egresses::open(Some(&host.server)))
+    }
+
+    /// The open rows of every server.
+    pub async fn open_egresses(&self) -> Result<Vec<Egress>, DbError> {
+        run!(self, reader, egresses::open(None))
+    }
+
+    /// One row as it is now, open or not.
+    pub async fn egress(&self, id: StartId) -> Result<Option<Egress>, DbError> {
+        run!(self, reader, egresses::find(&id))
+    }
+
+    /// What LiveKit said of whoever has this identity, last.
+    pub async fn participant_kind(&self, session: String, identity: Identity) -> Result<Option<String>, DbError> {
+        run!(self, reader, tracks::participant_kind(&session, identity.as_str()))
+    }
+
+    /// Notes that LiveKit is about to be asked. `false`: it is not this row's turn any more.
+    pub async fn egress_asked(&self, id: StartId, ticket: TicketId) -> Result<bool, DbError> {
+        run!(self, writer, egresses::asked(&id, &ticket))
+    }
+
+    /// `false`: the row has ended meanwhile.
+    pub async fn egress_agreed(&self, id: StartId, egress: EgressId, now: DateTime<Utc>) -> Result<bool, DbError> {
+        run!(self, writer, egresses::agreed(&id, &egress, now))
+    }
+
+    pub async fn egress_put_off(&self, id: StartId, error: String, due: DateTime<Utc>) -> Result<(), DbError> {
+        run!(self, writer, egresses::put_off(&id, &error, due))
+    }
+
+    /// `false`: the ticket is of no open egress.
+    pub async fn egress_connected(&self, ticket: TicketId, node: String, now: DateTime<Utc>) -> Result<bool, DbError> {
+        let host = self.host();
+        run!(self, writer, egresses::connected(&ticket, &node, &host, now))
+    }
+
+    pub async fn egress_lost(&self, id: StartId, error: Option<String>) -> Result<bool, DbError> {
+        run!(self, writer, egresses::lost(&id, error.as_deref()))
+    }
+
+    pub async fn end_egress(&self, id: StartId, reason: Reason, now: DateTime<Utc>) -> Result<bool, DbError> {
+        run!(self, writer, egresses::end(&id, reason, now))
+    }
+
+    /// Ends a row and queues its successor. `false`: somebody else did.
+    pub async fn restart_egress(&self, id: StartId, due: DateTime<Utc>, now: DateTime<Utc>) -> Result<bool, DbError> {
+        let host = self.host();
+        run!(self, writer, egresses::restart(&id, due, &host, now))
+    }
+
+    /// When a track's egresses were replaced, oldest first.
+    pub async fn restarts_since(&self, track_id: String, since: DateTime<Utc>) -> Result<Vec<DateTime<Utc>>, DbError> {
+        run!(self, reader, egresses::restarts_since(&track_id, since))
+    }
+
+    /// Says that this server lives, and takes over the rows of those that did not say so for `patience`.
+    pub async fn take_over_egresses(&self, patience: TimeDelta, now: DateTime<Utc>) -> Result<usize, DbError> {
+        let host = self.host();
+        run!(self, writer, egresses::take_over(&host, patience, now))
+    }
+
+    pub async fn egresses(&self, filter: EgressFilter, page: Page) -> Result<Vec<Egress>, DbError> {
+        run!(self, reader, egresses::list(&filter, &page))
+    }
+
+    pub async fn active_sessions(&self) -> Result<Vec<KnownSession>, DbError> {
+        run!(self, reader, changes::known())
+    }
+
+    /// Notes what an operator wants of a track, plans anew, and tells the track's open egress. `None`: there is no such track in an active session.
+    pub async fn wish(&self, room: String, track: TrackSid, wish: Wish, now: DateTime<Utc>) -> Result<Option<(TrackRow, Option<Egress>)>, DbError> {
+        let host = self.host();
+        run!(self, writer, changes::wish(&room, &track, wish, &Cause::Operator, &host, now))
+    }
+}

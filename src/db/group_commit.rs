@@ -1,0 +1,116 @@
+//! Events that arrive while a transaction is under way share the next one: a commit costs a sync of the disk, whatever is in it.
+//!
+//! SQLite has one writer, so one lane. PostgreSQL has several; a room keeps its lane, so that its events keep their order and no two lanes wait for each
+//! other's rows.
+
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::{Arc, Weak};
+
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot};
+
+use super::rows::Host;
+use super::rows::events::{Applied, Arrival};
+use super::{DbError, Engine, Inner, Store};
+
+/// Events in one transaction: the first of them waits no longer than it takes to apply so many.
+const MAX_BATCH: usize = 64;
+/// Transactions at a time on PostgreSQL; the rest of its pool is for everybody else.
+const POSTGRES_LANES: usize = 4;
+
+/// The lanes of one store.
+pub(super) struct Lanes {
+    lanes: Vec<mpsc::UnboundedSender<Waiting>>,
+}
+
+struct Waiting {
+    arrival: Arrival,
+    host: Arc<Host>,
+    answer: oneshot::Sender<Result<Applied, DbError>>,
+}
+
+impl Lanes {
+    pub(super) fn start(runtime: &Runtime, inner: &Weak<Inner>, engine: &Engine) -> Self {
+        let lanes = match engine {
+            Engine::Sqlite(_) => 1,
+            Engine::Postgres(_) => POSTGRES_LANES,
+        };
+        let lane = |_| {
+            let (sender, waiting) = mpsc::unbounded_channel();
+            runtime.spawn(drive(Weak::clone(inner), waiting));
+            sender
+        };
+        Self { lanes: (0..lanes).map(lane).collect() }
+    }
+
+    /// As many wait as requests are open, which the HTTP server bounds.
+    pub(super) async fn apply(&self, arrival: Arrival, host: Arc<Host>) -> Result<Applied, DbError> {
+        let room = arrival.event.room.as_ref().map(|room| room.sid.as_str());
+        let hash = BuildHasherDefault::<DefaultHasher>::new().hash_one(room);
+        let lane = usize::try_from(hash).unwrap_or_default().checked_rem(self.lanes.len()).unwrap_or_default();
+        let (answer, applied) = oneshot::channel();
+        let sent = self.lanes.get(lane).map(|lane| lane.send(Waiting { arrival, host, answer }));
+        match (sent, applied.await) {
+            (Some(Ok(())), Ok(applied)) => applied,
+            _ => Err(DbError::Connect("the store has stopped".to_owned())),
+        }
+    }
+}
+
+async fn drive(inner: Weak<Inner>, mut waiting: mpsc::UnboundedReceiver<Waiting>) {
+    let mut batch = Vec::with_capacity(MAX_BATCH);
+    while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
+        let Some(inner) = inner.upgrade() else { return };
+        commit(inner, std::mem::take(&mut batch)).await;
+    }
+}
+
+async fn commit(inner: Arc<Inner>, mut batch: Vec<Waiting>) {
+    // Two servers whose batches hold the same rooms must not wait for each other crosswise. The sort keeps the order within a room.
+    batch.sort_by(|a, b| sid(a).cmp(&sid(b)));
+    let Some(host) = batch.first().map(|waiting| Arc::clone(&waiting.host)) else { return };
+    let store = Store { inner, host };
+    let arrivals: Arc<[Arrival]> = batch.iter().map(|waiting| waiting.arrival.clone()).collect();
+    match store.apply_events(arrivals).await {
+        Ok(applied) => {
+            for (waiting, applied) in batch.into_iter().zip(applied) {
+                // Who asked may have given up; the event is kept all the same.
+                waiting.answer.send(Ok(applied)).ok();
+            }
+        }
+        Err(error) if error.is_retryable() => {
+            // LiveKit repeats each of them.
+            let error = Arc::new(error);
+            for waiting in batch {
+                waiting.answer.send(Err(DbError::Shared(Arc::clone(&error)))).ok();
+            }
+        }
+        Err(error) => {
+            // One of them is at fault: each for itself tells.
+            log::warn!("webhooks are applied one by one events={} error={error}", batch.len());
+            for waiting in batch {
+                let applied = alone(&store, waiting.arrival).await;
+                waiting.answer.send(applied).ok();
+            }
+        }
+    }
+}
+
+fn sid(waiting: &Waiting) -> Option<&str> {
+    waiting.arrival.event.room.as_ref().map(|room| room.sid.as_str())
+}
+
+async fn alone(store: &Store, arrival: Arrival) -> Result<Applied, DbError> {
+    match store.apply_events([arrival.clone()].into()).await {
+        Ok(applied) => applied.into_iter().next().ok_or_else(|| DbError::Unreadable("no answer for an event".to_owned())),
+        Err(error) if error.is_retryable() => Err(error),
+        Err(error) => failed(store, arrival, &error).await,
+    }
+}
+
+/// What can never be applied is kept, so that it can be looked at and replayed.
+async fn failed(store: &Store, arrival: Arrival, error: &DbError) -> Result<Applied, DbError> {
+    let problem = error.to_string();
+    store.keep_failed_event(arrival, problem.clone()).await?;
+    Ok(Applied::Failed(problem))
+}
