@@ -1,5 +1,6 @@
 //! The operators' API: its doors, its errors, and what it tells of live tracks.
 
+mod joined;
 mod lists;
 mod media;
 mod tickets;

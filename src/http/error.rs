@@ -20,6 +20,7 @@ pub enum ErrorCode {
     TrackIsLive,
     ManySegments,
     PayloadTooLarge,
+    PreconditionFailed,
     RangeNotSatisfiable,
     StorageUnavailable,
     DatabaseUnavailable,
@@ -37,6 +38,7 @@ impl ErrorCode {
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::TrackIsLive | Self::ManySegments => StatusCode::CONFLICT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
             // The response adds Retry-After.
             Self::BodyIncomplete | Self::StorageUnavailable | Self::DatabaseUnavailable | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
@@ -55,6 +57,7 @@ impl ErrorCode {
             Self::TrackIsLive => "trackIsLive",
             Self::ManySegments => "manySegments",
             Self::PayloadTooLarge => "payloadTooLarge",
+            Self::PreconditionFailed => "preconditionFailed",
             Self::RangeNotSatisfiable => "rangeNotSatisfiable",
             Self::StorageUnavailable => "storageUnavailable",
             Self::DatabaseUnavailable => "databaseUnavailable",

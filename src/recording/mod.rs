@@ -1,7 +1,9 @@
 //! Bytes to disk: names that no sender can abuse, and files that are valid WAV at every instant.
 
+pub mod joined;
 pub mod path;
 pub mod pipeline_log;
 pub mod repair;
 pub mod segment_file;
+pub mod segment_reader;
 pub mod wav_header;

@@ -42,12 +42,17 @@ pub fn encode(format: PcmFormat, data_bytes: u64) -> [u8; 44] {
 
 /// Reads the format back. `None` for anything that [`encode`] did not write.
 pub fn decode(header: &[u8; 44]) -> Option<PcmFormat> {
+    declared(header).map(|(format, _)| format)
+}
+
+/// Reads the format and the bytes of PCM back. `None` for anything that [`encode`] did not write.
+pub fn declared(header: &[u8; 44]) -> Option<(PcmFormat, u64)> {
     let [.., c0, c1, r0, r1, r2, r3, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = *header;
     let format = PcmFormat { sample_rate: u32::from_le_bytes([r0, r1, r2, r3]), channels: u16::from_le_bytes([c0, c1]) };
     let [.., d0, d1, d2, d3] = *header;
     let data = u64::from(u32::from_le_bytes([d0, d1, d2, d3]));
     let sane = (1..=2).contains(&format.channels) && (8_000..=192_000).contains(&format.sample_rate) && data <= MAX_DATA_BYTES;
-    (sane && encode(format, data) == *header).then_some(format)
+    (sane && encode(format, data) == *header).then_some((format, data))
 }
 
 #[cfg(test)]
@@ -75,7 +80,7 @@ mod tests {
     #[test]
     fn the_format_is_read_back_and_foreign_headers_are_not() {
         let header = encode(PcmFormat::LIVEKIT, 400);
-        assert_eq!(decode(&header), Some(PcmFormat::LIVEKIT));
+        assert_eq!((decode(&header), declared(&header)), (Some(PcmFormat::LIVEKIT), Some((PcmFormat::LIVEKIT, 400))));
         let mut foreign = header;
         foreign[20] = 3;
         assert_eq!(decode(&foreign), None);

@@ -41,12 +41,14 @@ async fn a_recording_is_shown_with_its_segments() {
 async fn media_is_the_file_on_the_disk() {
     let app = TestApp::builder().open().start().await;
     let (recording, file) = record(&app).await;
-    let bytes = std::fs::read(file).unwrap();
+    let bytes = std::fs::read(&file).unwrap();
+    let disposition = format!("inline; filename=\"{}\"", file.file_name().unwrap().to_str().unwrap());
     let whole = format!("/api/v1/recordings/{}/media", recording["id"].as_str().unwrap());
     for path in [media(&recording), whole] {
         let response = app.get(&path).await;
         assert_eq!((response.status, response.header("content-type")), (200, Some("audio/wav")), "{path}");
         assert_eq!(response.header("accept-ranges"), Some("bytes"));
+        assert_eq!(response.header("content-disposition"), Some(disposition.as_str()));
         assert_eq!(response.body, bytes);
         let head = app.request("HEAD", &path, &[("Authorization", &bearer())], b"").await;
         let length = bytes.len().to_string();

@@ -2,10 +2,12 @@
 
 mod live;
 mod measurements;
+mod media;
 pub mod page;
 mod recordings;
 mod sessions;
 mod tickets;
+mod timeline;
 
 use actix_web::web;
 
@@ -19,8 +21,8 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(resource("/sessions/{meetingId}/measurements").route(web::get().to(measurements::list)))
         .service(resource("/recordings").route(web::get().to(recordings::list)))
         .service(resource("/recordings/{id}").route(web::get().to(recordings::show)))
-        .service(resource("/recordings/{id}/media").route(web::get().to(recordings::media)).route(web::head().to(recordings::media)))
-        .service(resource("/segments/{id}/media").route(web::get().to(recordings::segment_media)).route(web::head().to(recordings::segment_media)))
+        .service(resource("/recordings/{id}/media").route(web::get().to(media::of_recording)).route(web::head().to(media::of_recording)))
+        .service(resource("/segments/{id}/media").route(web::get().to(media::of_segment)).route(web::head().to(media::of_segment)))
         .service(resource("/tracks/live").route(web::get().to(live::list)))
         .service(resource("/tickets").route(web::post().to(tickets::mint)));
 }

@@ -1,20 +1,17 @@
-//! Recordings, their segments, and their media.
+//! Recordings and their segments.
 
-use actix_files::NamedFile;
-use actix_web::http::{StatusCode, header};
 use actix_web::web::{self, Json};
-use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::page::{Listed, PageQuery, timestamp};
 use super::sessions::stored_json;
+use super::timeline::{format_of, measured, spans_of};
 use crate::db::rows::{RecordingRow, SegmentRow};
 use crate::http::Doors;
-use crate::http::error::{ApiError, ErrorCode};
-use crate::ids::{MeetingId, RecordingId, SegmentId};
-use crate::recording::path::below;
+use crate::http::error::ApiError;
+use crate::ids::{MeetingId, RecordingId};
+use crate::recording::joined::Span;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -38,7 +35,20 @@ pub struct Recording {
     started_at: String,
     /// Null while it is being made.
     ended_at: Option<String>,
+    /// From the first sample to the last, gaps included.
+    duration_ms: u64,
+    /// What lies between segments, on the recording's time line.
+    gaps: Vec<GapBetween>,
     segments: Vec<Segment>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GapBetween {
+    start_ms: u64,
+    end_ms: u64,
+    /// How the segment before it ended; null while that is being found out.
+    reason: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -50,14 +60,18 @@ pub struct Segment {
     format: String,
     sample_rate: i32,
     channels: i32,
-    /// Final once it has ended, 0 before.
+    /// Final once it has ended; before, what the file declares.
     frames: i64,
     /// Of PCM; the file is 44 bytes longer.
     bytes: i64,
     seconds: f64,
+    /// Where it lies on the recording's time line, which begins with the first sample of the first segment.
+    start_ms: u64,
+    end_ms: u64,
     started_at: String,
     ended_at: Option<String>,
     end_reason: Option<String>,
+    /// Within the segment.
     gaps: Box<RawValue>,
     media: String,
 }
@@ -69,7 +83,8 @@ pub async fn list(query: web::Query<RecordingQuery>, doors: web::Data<Doors>) ->
     let page = PageQuery { limit, cursor };
     let mut rows = doors.tracks.store.recordings(meeting, page.page("recordings")?).await?;
     let next_cursor = page.cut("recordings", &mut rows, |row| (row.started_at, row.id.clone()))?;
-    let mut segments = doors.tracks.store.segments_of(rows.iter().map(|row| row.id.clone()).collect()).await?;
+    let segments = doors.tracks.store.segments_of(rows.iter().map(|row| row.id.clone()).collect()).await?;
+    let mut segments = measured(segments, &doors.tracks.audio_dir).await?;
     let items = rows.into_iter().map(|row| {
         let (own, others) = segments.drain(..).partition(|segment| segment.recording_id == row.id);
         segments = others;
@@ -82,55 +97,26 @@ pub async fn list(query: web::Query<RecordingQuery>, doors: web::Data<Doors>) ->
 pub async fn show(id: web::Path<String>, doors: web::Data<Doors>) -> Result<Json<Recording>, ApiError> {
     let row = doors.tracks.store.recording(RecordingId::new(id.into_inner())).await?.ok_or_else(|| ApiError::not_found("recording"))?;
     let segments = doors.tracks.store.segments_of(vec![row.id.clone()]).await?;
+    let segments = measured(segments, &doors.tracks.audio_dir).await?;
     Ok(Json(Recording::new(row, segments)?))
 }
 
-/// `GET /api/v1/recordings/{id}/media`: the file, while there is one.
-pub async fn media(request: HttpRequest, id: web::Path<String>, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
-    let segments = doors.tracks.store.segments_of(vec![id.into_inner()]).await?;
-    match segments.as_slice() {
-        [] => Err(ApiError::not_found("recording")),
-        [segment] => file(&request, segment, &doors).await,
-        several => {
-            let links: Vec<String> = several.iter().map(|segment| media_path(&segment.id)).collect();
-            Err(ApiError::new(ErrorCode::ManySegments, "the recording has several segments; each has its own media").with("segments", json!(links)))
-        }
-    }
-}
-
-/// `GET /api/v1/segments/{id}/media`, also in byte ranges.
-pub async fn segment_media(request: HttpRequest, id: web::Path<String>, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
-    let segment = doors.tracks.store.segment(SegmentId::new(id.into_inner())).await?.ok_or_else(|| ApiError::not_found("segment"))?;
-    file(&request, &segment, &doors).await
-}
-
-async fn file(request: &HttpRequest, segment: &SegmentRow, doors: &Doors) -> Result<HttpResponse, ApiError> {
-    let path = below(&doors.tracks.audio_dir, &segment.path).ok_or_else(|| ApiError::not_found("file"))?;
-    let file = NamedFile::open_async(&path).await.map_err(|error| {
-        log::error!("a segment's file cannot be opened segment_id={} error={error}", segment.id);
-        ApiError::not_found("file")
-    })?;
-    let wav = "audio/wav".parse().expect("a media type");
-    let mut response = file.set_content_type(wav).into_response(request);
-    let Some(range) = response.headers().get(header::CONTENT_RANGE).cloned() else { return Ok(response) };
-    match response.status() {
-        StatusCode::RANGE_NOT_SATISFIABLE => {
-            response = ApiError::new(ErrorCode::RangeNotSatisfiable, "the file has no such bytes").error_response();
-            response.headers_mut().insert(header::CONTENT_RANGE, range);
-        }
-        // A range that turns out to be the whole file is a range: players ask for `bytes=0-` to learn whether they may seek.
-        StatusCode::OK => *response.status_mut() = StatusCode::PARTIAL_CONTENT,
-        _ => {}
-    }
-    Ok(response)
-}
-
-fn media_path(segment: &str) -> String {
+/// Where a segment's file is served.
+pub fn media_path(segment: &str) -> String {
     format!("/api/v1/segments/{segment}/media")
 }
 
 impl Recording {
-    fn new(row: RecordingRow, segments: Vec<SegmentRow>) -> Result<Self, ApiError> {
+    fn new(row: RecordingRow, rows: Vec<SegmentRow>) -> Result<Self, ApiError> {
+        let spans = spans_of(&rows);
+        let (mut segments, mut gaps) = (Vec::<Segment>::new(), Vec::new());
+        for (row, span) in rows.into_iter().zip(spans) {
+            let segment = Segment::new(row, span)?;
+            if let Some(before) = segments.last().filter(|_| span.gap > 0) {
+                gaps.push(GapBetween { start_ms: before.end_ms, end_ms: segment.start_ms, reason: before.end_reason.clone() });
+            }
+            segments.push(segment);
+        }
         Ok(Self {
             id: row.id,
             meeting_id: row.meeting_id,
@@ -141,17 +127,18 @@ impl Recording {
             track_sid: row.track_sid,
             started_at: timestamp(row.started_at),
             ended_at: row.ended_at.map(timestamp),
-            segments: segments.into_iter().map(Segment::try_from).collect::<Result<_, _>>()?,
+            duration_ms: segments.last().map_or(0, |last| last.end_ms),
+            gaps,
+            segments,
         })
     }
 }
 
-impl TryFrom<SegmentRow> for Segment {
-    type Error = ApiError;
-
-    fn try_from(row: SegmentRow) -> Result<Self, ApiError> {
+impl Segment {
+    fn new(row: SegmentRow, span: Span) -> Result<Self, ApiError> {
+        let format = format_of(&row);
         #[expect(clippy::as_conversions, reason = "frames of one file are below 2^31: exact in an f64")]
-        let seconds = row.frames as f64 / f64::from(row.sample_rate.max(1));
+        let seconds = row.frames as f64 / f64::from(format.sample_rate);
         Ok(Self {
             media: media_path(&row.id),
             id: row.id,
@@ -162,6 +149,8 @@ impl TryFrom<SegmentRow> for Segment {
             frames: row.frames,
             bytes: row.bytes,
             seconds,
+            start_ms: format.frame_ms(span.start),
+            end_ms: format.frame_ms(span.end),
             started_at: timestamp(row.started_at),
             ended_at: row.ended_at.map(timestamp),
             end_reason: row.end_reason,
