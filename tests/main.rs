@@ -10,8 +10,10 @@
 
 mod analysis;
 mod api;
+mod autopilot;
 mod commands;
 mod configuration;
+mod fake_livekit_speaks;
 mod health;
 mod ingest_errors;
 mod recording;

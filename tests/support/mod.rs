@@ -2,5 +2,6 @@
 
 pub mod egress_peer;
 pub mod fake_hume;
+pub mod fake_livekit;
 pub mod http;
 pub mod test_app;
