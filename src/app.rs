@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Addr, AsyncContext, Context};
+use actix::{Actor, Addr, AsyncContext, Context};
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpServer, web};
 use chrono::{DateTime, Utc};
@@ -13,7 +13,9 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::task::JoinHandle;
 
 use crate::actors::buffer::budget::SpoolBudget;
-use crate::actors::session_registry::{SessionRegistry, StopTracks};
+use crate::actors::egress_starter::{EgressStarter, EgressStarterParams, StopStarting};
+use crate::actors::reconciler::{Reconciler, ReconcilerParams};
+use crate::actors::session_registry::{AttachAutopilot, SessionRegistry, StopTracks};
 use crate::actors::stats::WriteLag;
 use crate::actors::track::{Service, TrackResources};
 use crate::analysis::connection::AnalysisService;
@@ -22,12 +24,13 @@ use crate::analysis::hume_legacy::HumeLegacy;
 use crate::analysis::tls;
 use crate::audio::format::PcmFormat;
 use crate::config::{Config, IngestAuth, Secret};
-use crate::db::rows::{ClosedSegment, EndReason, SegmentRow};
+use crate::db::rows::{ClosedSegment, EndReason, Host, SegmentRow};
 use crate::db::{DbError, Store};
 use crate::http::health::{Health, probe_directory};
 use crate::http::{self, Doors};
-use crate::ids::{RecordingId, SegmentId};
+use crate::ids::{RecordingId, SegmentId, ServerId};
 use crate::keys::{self, KeptKey};
+use crate::livekit::api::{LiveKit, LiveKitAccess};
 use crate::livekit::webhook::WebhookVerifier;
 use crate::recording::path::below;
 use crate::recording::pipeline_log::PipelineLog;
@@ -37,6 +40,8 @@ use crate::ticket::TicketMint;
 
 pub const ADMIN_KEY_FILE: &str = "admin-key";
 pub const TICKET_KEY_FILE: &str = "ticket-key";
+/// Names this server among those that share a database: whoever starts with the same storage directory is the same server, and its earlier run is dead.
+const SERVER_ID_FILE: &str = "server-id";
 
 /// A request's head must arrive within this.
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
@@ -73,6 +78,7 @@ pub struct Server {
     pub mint: TicketMint,
     pub store: Store,
     registry: Addr<SessionRegistry>,
+    starter: Option<Addr<EgressStarter>>,
     pipeline_log: PipelineLog,
     handle: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
@@ -91,7 +97,10 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let mint = TicketMint::new(key(config.secrets.ingest_ticket_secret.clone(), &config.storage.dir, TICKET_KEY_FILE)?);
     let store = Store::open(&config.database.url, config.database.connections).await;
     let database = |cause| StartError::Database { url: config.database.url.redacted(), cause };
-    let store = store.map_err(database)?;
+    let server = key(None, &config.storage.dir, SERVER_ID_FILE)?;
+    let autopilot = autopilot(&config);
+    let host = Host { server: ServerId::new(server.expose()), autopilot: autopilot.as_ref().map(|_| config.livekit.rules.clone()) };
+    let store = store.map_err(database)?.on_behalf_of(host);
     log::info!("database ready url={}", config.database.url.redacted());
     close_crashed(&store, &config.storage.audio_dir).await.map_err(database)?;
 
@@ -107,9 +116,45 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         budget: Arc::new(SpoolBudget::new(config.recording.spool_total)),
         service: service(&config)?,
     });
-    let registry = launch_registry(SessionRegistry::new(store.clone(), config.ingest.stall_after));
+    let registry = launch_vital("registry", SessionRegistry::new(store.clone(), config.ingest.stall_after));
+    let livekit = livekit(&config);
+    let starter = autopilot.zip(livekit.clone()).map(|(ws_base, livekit)| {
+        let params = EgressStarterParams {
+            store: store.clone(),
+            livekit,
+            mint: mint.clone(),
+            ws_base: ws_base.clone(),
+            config: config.livekit.clone(),
+            drop: registry.clone().recipient(),
+        };
+        (launch_vital("starter of egresses", EgressStarter::new(params)), ws_base)
+    });
+    let reconciler = livekit.map(|livekit| {
+        let params = ReconcilerParams {
+            store: store.clone(),
+            livekit,
+            interval: config.livekit.reconcile_interval,
+            registry: registry.clone(),
+            starter: starter.clone(),
+        };
+        launch_vital("reconciler", Reconciler::new(params))
+    });
+    if let Some(reconciler) = &reconciler {
+        let attach = AttachAutopilot {
+            queue: starter.as_ref().map(|(starter, _)| starter.clone().recipient()),
+            sockets: starter.as_ref().map(|(starter, _)| starter.clone().recipient()),
+            reconcile: reconciler.clone().recipient(),
+            stalled_after: config.livekit.restart_after,
+        };
+        // The registry has just been started and takes the first message of all.
+        if let Err(error) = registry.send(attach).await {
+            log::error!("the registry is gone error={error}");
+        }
+    }
     let doors = web::Data::new(Doors {
         registry: registry.clone(),
+        reconciler: reconciler.clone(),
+        starter: starter.as_ref().map(|(starter, _)| starter.clone()),
         tracks,
         webhook_verifier: webhook_verifier(&config),
         admin_key: admin_key.clone(),
@@ -122,13 +167,19 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     }
     let (address, handle, serving) = listen(&config, doors)?;
     log::info!("listening address={address}");
-    Ok(Server { address, admin_key, mint, store, registry, pipeline_log, handle, serving })
+    Ok(Server { address, admin_key, mint, store, registry, starter: starter.map(|(starter, _)| starter), pipeline_log, handle, serving })
 }
 
 impl Server {
     /// Stops: no more connections, every track sealed, every row final. Takes at most 10 s.
     pub async fn stop(self) {
         self.handle.pause().await;
+        // What ends now ends on purpose.
+        if let Some(starter) = &self.starter
+            && let Err(error) = starter.send(StopStarting).await
+        {
+            log::error!("the starter of egresses is gone error={error}");
+        }
         match tokio::time::timeout(TRACKS_DEADLINE, self.registry.send(StopTracks)).await {
             Ok(Ok(())) => log::info!("every track is sealed"),
             Ok(Err(error)) => log::error!("tracks were not sealed: the registry is gone error={error}"),
@@ -149,20 +200,46 @@ impl Server {
     }
 }
 
-/// Starts the one actor that nothing can go on without. Its panic ends the process: every file is valid, and a restart closes the rows.
-fn launch_registry(registry: SessionRegistry) -> Addr<SessionRegistry> {
+/// Starts an actor that nothing can go on without. Its panic ends the process: every file is valid, and a restart closes the rows.
+fn launch_vital<A: Actor<Context = Context<A>>>(name: &'static str, actor: A) -> Addr<A> {
     let context = Context::new();
     let addr = context.address();
-    let running = actix_rt::spawn(context.into_future(registry));
+    let running = actix_rt::spawn(context.into_future(actor));
     actix_rt::spawn(async move {
         if let Err(error) = running.await
             && error.is_panic()
         {
-            log::error!("the registry panicked, the server ends error={error}");
+            log::error!("the {name} panicked, the server ends error={error}");
             std::process::exit(70);
         }
     });
     addr
+}
+
+/// The server API, where it can be called.
+fn livekit(config: &Config) -> Option<Arc<LiveKit>> {
+    let (url, (key, secret)) = config.livekit.url.as_ref().zip(config.livekit.api_key.as_ref().zip(config.secrets.livekit_api_secret.as_ref()))?;
+    let access = LiveKitAccess { url: url.clone(), api_key: key.clone(), api_secret: secret.clone(), timeout: config.livekit.request_timeout };
+    Some(Arc::new(LiveKit::new(&access)))
+}
+
+/// Where egresses are to send their audio, if this server starts them.
+fn autopilot(config: &Config) -> Option<String> {
+    let missing = [
+        ("LIVEKIT_URL", config.livekit.url.is_none()),
+        ("LIVEKIT_API_KEY and LIVEKIT_API_SECRET", config.livekit.api_key.is_none()),
+        ("EGRESS_WS_BASE", config.ingest.ws_base.is_none()),
+    ];
+    let missing: Vec<&str> = missing.into_iter().filter(|(_, is_missing)| *is_missing).map(|(name, _)| name).collect();
+    if !config.livekit.autopilot {
+        log::info!("tracks are not recorded by themselves: livekit.autopilot is false");
+        return None;
+    }
+    if !missing.is_empty() {
+        log::warn!("tracks are not recorded by themselves: {} is not set", missing.join(" and "));
+        return None;
+    }
+    config.ingest.ws_base.clone()
 }
 
 fn key(set: Option<Secret>, dir: &Path, name: &'static str) -> Result<Secret, StartError> {

@@ -57,6 +57,11 @@ pub fn backoff(attempt: u32, first: Duration, cap: Duration, jitter: f64) -> Dur
     full.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0)
 }
 
+/// A random wait of nothing up to `first × 2^attempt`, at most `cap`: `jitter` (0 to 1) says how much of it. For many who fail together at what one serves.
+pub fn full_jitter(attempt: u32, first: Duration, cap: Duration, jitter: f64) -> Duration {
+    first.saturating_mul(2u32.saturating_pow(attempt.min(31))).min(cap).mul_f64(jitter.clamp(0.0, 1.0))
+}
+
 /// A random number from 0 to 1; the middle where the machine has no randomness.
 pub fn jitter() -> f64 {
     getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX))

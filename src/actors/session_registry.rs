@@ -1,8 +1,11 @@
 //! The webhook-driven life of sessions, and every live track.
 //!
-//! In: [`ApplyEvent`] from the webhook door; [`ReserveTrack`] and [`TrackOpened`] from the egress door, [`TrackEnded`] from tracks; [`StopTracks`]
-//! from `app`. Out: store calls, [`FinishTrack`] to tracks. Full: callers wait; the webhook door answers 503 after 4 s and LiveKit repeats.
+//! In: [`ApplyEvent`] from the webhook door; [`ReserveTrack`] and [`TrackOpened`] from the egress door, [`TrackEnding`] and [`TrackEnded`] from tracks;
+//! [`DropConnection`] from the starter of egresses; [`StopTracks`] from `app`. Out: store calls, [`FinishTrack`] to tracks, [`SocketNews`] and
+//! [`QueueChanged`] to the starter, [`Reconcile`] to the reconciler. Full: callers wait; the webhook door answers 503 after 4 s and LiveKit repeats.
 //! Dies: the process ends, for nothing would be let in or sealed any more; whoever started it starts it again.
+
+mod autopilot;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,6 +19,7 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+pub use self::autopilot::{AttachAutopilot, DropConnection, SocketNews, SocketState};
 use super::stats::{TrackSnapshot, TrackStats};
 use super::track::rows::TrackIdentity;
 use super::track::{FinishTrack, TrackActor};
@@ -29,6 +33,9 @@ use crate::session::lifecycle::SessionStatus;
 const MAILBOX_CAPACITY: usize = 1_024;
 /// How often spent tickets that have expired are forgotten.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often connections are looked at that bring nothing.
+const STALL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a stop waits for tracks that are sealed but not at their end.
 const STRAGGLERS_DEADLINE: Duration = Duration::from_secs(2);
@@ -67,6 +74,8 @@ pub struct ReserveTrack {
     /// With the time after which it is worth nothing anyway.
     pub ticket: Option<(TicketId, DateTime<Utc>)>,
     pub stats: Arc<TrackStats>,
+    /// The address that the sender dialled from.
+    pub peer: String,
 }
 
 /// Why a connection is not let in.
@@ -103,6 +112,14 @@ pub struct GetLiveTracks;
 #[rtype(result = "()")]
 pub struct StopTracks;
 
+/// A connection has begun to end. A hint: [`TrackEnded`] follows when all is done.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct TrackEnding {
+    pub connection: ConnectionId,
+    pub reason: EndReason,
+}
+
 /// An open track.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -127,6 +144,7 @@ pub struct SessionRegistry {
     last_connection: u64,
     stopping: bool,
     idle: Vec<oneshot::Sender<()>>,
+    autopilot: Option<AttachAutopilot>,
 }
 
 /// What can be live once only. Connections that name no track have none.
@@ -138,6 +156,10 @@ struct Live {
     connected_at: DateTime<Utc>,
     /// `None` while the handshake is under way.
     track: Option<Addr<TrackActor>>,
+    ticket: Option<TicketId>,
+    peer: String,
+    /// The last that was told of its socket.
+    told: Option<SocketState>,
 }
 
 impl Live {
@@ -159,6 +181,7 @@ impl SessionRegistry {
             last_connection: 0,
             stopping: false,
             idle: Vec::new(),
+            autopilot: None,
         }
     }
 
@@ -187,6 +210,7 @@ impl Actor for SessionRegistry {
             registry.spent.retain(|_, expires| *expires > Utc::now());
             registry.forget_abandoned();
         });
+        ctx.run_interval(STALL_INTERVAL, |registry, _| registry.tell_stalled());
     }
 }
 
@@ -215,6 +239,12 @@ impl Handler<ApplyEvent> for SessionRegistry {
                 Ok(Applied::Repeated) => log::debug!("webhook repeated event={name:?} event_id={id}"),
                 Err(error) => log::error!("a webhook could not be kept event={name:?} event_id={id} error={error}"),
             }
+            match &applied {
+                Ok(Applied::Kept(Some(_))) => registry.queue_changed(),
+                Ok(Applied::Kept(None) | Applied::Repeated) => {}
+                // What LiveKit says may be lost with it: it is asked.
+                Ok(Applied::Failed(_)) | Err(_) => registry.reconcile(),
+            }
             applied
         }))
     }
@@ -223,7 +253,28 @@ impl Handler<ApplyEvent> for SessionRegistry {
 impl Handler<SessionsChanged> for SessionRegistry {
     type Result = ();
 
-    fn handle(&mut self, _: SessionsChanged, _: &mut Context<Self>) {}
+    fn handle(&mut self, _: SessionsChanged, _: &mut Context<Self>) {
+        self.queue_changed();
+    }
+}
+
+impl Handler<DropConnection> for SessionRegistry {
+    type Result = ();
+
+    fn handle(&mut self, DropConnection(ticket): DropConnection, ctx: &mut Context<Self>) {
+        let open = self.live.iter().find(|(_, live)| live.ticket.as_ref() == Some(&ticket) && !live.stats.draining.load(Relaxed));
+        if let Some(connection) = open.map(|(connection, _)| *connection) {
+            self.finish(connection, EndReason::Superseded, ctx);
+        }
+    }
+}
+
+impl Handler<TrackEnding> for SessionRegistry {
+    type Result = ();
+
+    fn handle(&mut self, msg: TrackEnding, _: &mut Context<Self>) {
+        self.tell(msg.connection, SocketState::Ended(msg.reason));
+    }
 }
 
 impl Handler<GetRememberedMeeting> for SessionRegistry {
@@ -261,8 +312,9 @@ impl Handler<ReserveTrack> for SessionRegistry {
         if let Some(key) = key {
             self.by_track.insert(key, connection);
         }
+        let ticket = msg.ticket.as_ref().map(|(ticket, _)| ticket.clone());
         self.spent.extend(msg.ticket);
-        let live = Live { identity: msg.identity, stats: msg.stats, connected_at: Utc::now(), track: None };
+        let live = Live { identity: msg.identity, stats: msg.stats, connected_at: Utc::now(), track: None, ticket, peer: msg.peer, told: None };
         self.live.insert(connection, live);
         Ok(connection)
     }
@@ -274,6 +326,8 @@ impl Handler<TrackOpened> for SessionRegistry {
     fn handle(&mut self, msg: TrackOpened, ctx: &mut Context<Self>) {
         if let Some(live) = self.live.get_mut(&msg.connection) {
             live.track = Some(msg.track);
+            let node = live.peer.clone();
+            self.tell(msg.connection, SocketState::Opened { node });
         }
         if self.stopping {
             self.finish(msg.connection, EndReason::Shutdown, ctx);
@@ -285,6 +339,8 @@ impl Handler<TrackEnded> for SessionRegistry {
     type Result = ();
 
     fn handle(&mut self, msg: TrackEnded, _: &mut Context<Self>) {
+        // Has been told, but of a track that died.
+        self.tell(msg.connection, SocketState::Ended(EndReason::Failed));
         self.live.remove(&msg.connection);
         self.by_track.retain(|_, connection| *connection != msg.connection);
         if self.live.is_empty() {

@@ -28,7 +28,7 @@ use self::phase::{Effect, Phase, TrackEvent};
 use self::rows::{RowLog, TrackIdentity};
 use super::buffer::budget::SpoolBudget;
 use super::buffer::{PushAudio, SetMuted, SettleFormat};
-use super::session_registry::{ConnectionId, TrackEnded};
+use super::session_registry::{ConnectionId, TrackEnded, TrackEnding};
 use super::stats::{TrackStats, WriteLag};
 use super::wav_writer::CorrectFormat;
 use crate::analysis::connection::AnalysisService;
@@ -145,6 +145,7 @@ pub struct TrackParams {
     pub mix: Option<Mix>,
     pub stats: Arc<TrackStats>,
     pub resources: Arc<TrackResources>,
+    pub ending: Recipient<TrackEnding>,
     pub registry: Recipient<TrackEnded>,
 }
 

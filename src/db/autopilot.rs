@@ -3,19 +3,12 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::rows::egresses::{Egress, EgressFilter};
-use super::rows::{Page, ParticipantRow, SessionRow, TrackRow};
+use super::rows::{Page, TrackRow};
 use super::{DbError, Engine, POOL_WAIT, Store, postgres, sqlite};
-use crate::ids::{EgressId, Identity, StartId, TicketId, TrackSid};
+use crate::ids::{EgressId, Identity, RoomName, StartId, TicketId, TrackSid};
 use crate::session::lifecycle::Cause;
 use crate::session::plan::{Reason, Wish};
-
-/// A session that has not ended, with whoever is in it and what they publish, as far as the database knows.
-#[derive(Debug, Clone, PartialEq)]
-pub struct KnownSession {
-    pub session: SessionRow,
-    pub participants: Vec<ParticipantRow>,
-    pub tracks: Vec<TrackRow>,
-}
+use crate::session::reconcile::KnownSession;
 
 impl Store {
     /// The open rows of this server.
@@ -53,10 +46,23 @@ impl Store {
         run!(self, writer, egresses::put_off(&id, &error, due))
     }
 
-    /// `false`: the ticket is of no open egress.
-    pub async fn egress_connected(&self, ticket: TicketId, node: String, now: DateTime<Utc>) -> Result<bool, DbError> {
+    /// `false`: the socket is of no open egress.
+    pub async fn egress_connected(
+        &self,
+        ticket: TicketId,
+        room: RoomName,
+        track: TrackSid,
+        node: String,
+        now: DateTime<Utc>,
+    ) -> Result<bool, DbError> {
         let host = self.host();
-        run!(self, writer, egresses::connected(&ticket, &node, &host, now))
+        run!(self, writer, egresses::connected((&ticket, &room, &track), &node, &host, now))
+    }
+
+    /// Takes an egress that nobody here asked for as a track's own. `is_live`: its audio arrives here. `false`: it has no business here.
+    pub async fn adopt_egress(&self, room: RoomName, track: TrackSid, egress: EgressId, is_live: bool, now: DateTime<Utc>) -> Result<bool, DbError> {
+        let host = self.host();
+        run!(self, writer, egresses::adopt((&room, &track), &egress, is_live, &host, now))
     }
 
     pub async fn egress_lost(&self, id: StartId, error: Option<String>) -> Result<bool, DbError> {
@@ -88,7 +94,8 @@ impl Store {
         run!(self, reader, egresses::list(&filter, &page))
     }
 
-    pub async fn active_sessions(&self) -> Result<Vec<KnownSession>, DbError> {
+    /// Every session that has not ended, with who is in it and what they publish.
+    pub async fn known_sessions(&self) -> Result<Vec<KnownSession>, DbError> {
         run!(self, reader, changes::known())
     }
 

@@ -22,7 +22,7 @@ use super::error::{ApiError, ErrorCode};
 use super::health::probe_directory;
 use super::ingest_query::{IngestQuery, is_livekit};
 use super::ws_guard::{GuardLimits, Violation, WsGuard};
-use crate::actors::session_registry::{GetRememberedMeeting, Refusal, ReserveTrack, TrackEnded, TrackOpened};
+use crate::actors::session_registry::{GetRememberedMeeting, Refusal, ReserveTrack, TrackEnded, TrackEnding, TrackOpened};
 use crate::actors::stats::TrackStats;
 use crate::actors::track::rows::TrackIdentity;
 use crate::actors::track::{AttachSocket, AudioArrived, CloseSocket, FinishTrack, MuteTold, SocketLost, TakeTail, TrackActor, TrackParams};
@@ -79,7 +79,8 @@ pub async fn egress_audio(request: HttpRequest, payload: web::Payload, doors: we
         Some(Mix::Mono) if format.channels == 2 => stats.mixed_down(),
         Some(Mix::Mono) | None => stats,
     });
-    let reserve = ReserveTrack { identity: identity.clone(), ticket: ticket.clone(), stats: Arc::clone(&stats) };
+    let peer = request.peer_addr().map_or_else(|| "unknown".to_owned(), |address| address.ip().to_string());
+    let reserve = ReserveTrack { identity: identity.clone(), ticket: ticket.clone(), stats: Arc::clone(&stats), peer };
     let connection = doors.registry.send(reserve).await?.map_err(|refusal| match refusal {
         Refusal::TicketSpent => ApiError::unauthorized(),
         Refusal::TrackIsLive => ApiError::new(ErrorCode::TrackIsLive, "this track has a live connection already"),
@@ -106,6 +107,7 @@ pub async fn egress_audio(request: HttpRequest, payload: web::Payload, doors: we
         mix: query.mix,
         stats: Arc::clone(&stats),
         resources: Arc::clone(&doors.tracks),
+        ending: doors.registry.clone().recipient::<TrackEnding>(),
         registry: doors.registry.clone().recipient::<TrackEnded>(),
     });
     let violation = Rc::default();

@@ -19,6 +19,10 @@ pub enum ErrorCode {
     BodyIncomplete,
     TrackIsLive,
     ManySegments,
+    /// What cannot be recorded by its nature.
+    NotRecordable,
+    /// No egress is started here.
+    AutopilotOff,
     PayloadTooLarge,
     PreconditionFailed,
     RangeNotSatisfiable,
@@ -36,7 +40,7 @@ impl ErrorCode {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::TrackIsLive | Self::ManySegments => StatusCode::CONFLICT,
+            Self::TrackIsLive | Self::ManySegments | Self::NotRecordable | Self::AutopilotOff => StatusCode::CONFLICT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
@@ -56,6 +60,8 @@ impl ErrorCode {
             Self::BodyIncomplete => "bodyIncomplete",
             Self::TrackIsLive => "trackIsLive",
             Self::ManySegments => "manySegments",
+            Self::NotRecordable => "notRecordable",
+            Self::AutopilotOff => "autopilotOff",
             Self::PayloadTooLarge => "payloadTooLarge",
             Self::PreconditionFailed => "preconditionFailed",
             Self::RangeNotSatisfiable => "rangeNotSatisfiable",

@@ -20,6 +20,8 @@ use actix_web::{Resource, web};
 
 use self::error::{ApiError, ErrorCode};
 use self::health::Health;
+use crate::actors::egress_starter::EgressStarter;
+use crate::actors::reconciler::Reconciler;
 use crate::actors::session_registry::SessionRegistry;
 use crate::actors::track::TrackResources;
 use crate::config::{HttpConfig, Secret};
@@ -29,6 +31,10 @@ use crate::ticket::TicketMint;
 /// What the handlers share.
 pub struct Doors {
     pub registry: Addr<SessionRegistry>,
+    /// `None` without LiveKit's address and key.
+    pub reconciler: Option<Addr<Reconciler>>,
+    /// `None` where nothing is started by itself.
+    pub starter: Option<Addr<EgressStarter>>,
     pub tracks: Arc<TrackResources>,
     pub webhook_verifier: Option<WebhookVerifier>,
     pub admin_key: Secret,

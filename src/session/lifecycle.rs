@@ -238,6 +238,12 @@ fn earlier(a: Option<DateTime<Utc>>, b: Option<DateTime<Utc>>) -> Option<DateTim
     }
 }
 
+/// That a room is there, and no more.
+pub fn sign_of_life(room_sid: RoomSid, room_name: RoomName, at: DateTime<Utc>) -> Change {
+    let session = SessionState { room_sid, room_name, started_at: at, ended_at: None, metadata: Described { at: None, value: String::new() } };
+    Change { session, participant: None, track: None }
+}
+
 /// What an event changes. `None` for one that names no room: there is nothing to keep but the event.
 pub fn change(event: &SessionEvent) -> Option<Change> {
     let room = event.room.as_ref()?;

@@ -4,4 +4,5 @@ pub mod event;
 mod glob;
 pub mod lifecycle;
 pub mod plan;
+pub mod reconcile;
 pub mod rules;

@@ -11,7 +11,7 @@ use super::phase::TrackEvent;
 use super::{AudioArrived, CloseSocket, TakeTail, TrackActor};
 use crate::actors::buffer::FinishBuffer;
 use crate::actors::hume_client::FinishAnalysis;
-use crate::actors::session_registry::TrackEnded;
+use crate::actors::session_registry::{TrackEnded, TrackEnding};
 use crate::actors::wav_writer::FinishSegment;
 use crate::audio::mixdown::Mixdown;
 use crate::db::rows::EndReason;
@@ -55,6 +55,10 @@ impl TrackActor {
     /// Buffer, then segment, then rows: each with a deadline, so that nothing holds up a shutdown.
     pub(super) fn drain(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
         self.params.stats.draining.store(true, Relaxed);
+        let ending = TrackEnding { connection: self.params.connection, reason };
+        if let Err(error) = self.params.ending.try_send(ending) {
+            log::warn!("the end of a track is not told early connection={} error={error}", self.params.connection);
+        }
         if let Some(torn) = self.mixdown.as_ref().map(Mixdown::torn_bytes).filter(|torn| *torn > 0) {
             log::warn!("the last frame of a track was torn and is left out bytes={torn}");
         }

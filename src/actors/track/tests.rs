@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::children::ChildKind;
 use super::*;
-use crate::actors::session_registry::SessionRegistry;
+use crate::actors::session_registry::{SessionRegistry, TrackEnding};
 use crate::actors::wav_writer::Panic;
 use crate::analysis::gate::CredentialGate;
 use crate::analysis::hume_legacy::HumeLegacy;
@@ -57,6 +57,12 @@ impl Handler<TrackEnded> for Probe {
     fn handle(&mut self, msg: TrackEnded, _: &mut Context<Self>) {
         self.0.send(msg.connection).expect("the test listens");
     }
+}
+
+impl Handler<TrackEnding> for Probe {
+    type Result = ();
+
+    fn handle(&mut self, _: TrackEnding, _: &mut Context<Self>) {}
 }
 
 /// A store, directories, and what tracks share.
@@ -109,7 +115,12 @@ impl Stage {
         let identity =
             TrackIdentity { meeting: MeetingId::new("RM"), room: RoomName::new("room"), participant: None, track: Some(TrackSid::new(sid)) };
         let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT));
-        let reserve = crate::actors::session_registry::ReserveTrack { identity: identity.clone(), ticket: None, stats: Arc::clone(&stats) };
+        let reserve = crate::actors::session_registry::ReserveTrack {
+            identity: identity.clone(),
+            ticket: None,
+            stats: Arc::clone(&stats),
+            peer: String::new(),
+        };
         let connection = self.registry.send(reserve).await.expect("alive").expect("let in");
         let addr = TrackActor::launch(TrackParams {
             connection,
@@ -122,6 +133,7 @@ impl Stage {
             mix: None,
             stats: Arc::clone(&stats),
             resources: Arc::clone(&self.resources),
+            ending: self.probe.clone().recipient(),
             registry: self.probe.clone().recipient(),
         });
         Track { addr, stats, sent: Vec::new() }

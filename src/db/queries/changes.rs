@@ -1,19 +1,21 @@
 //! Lays what is said of a session over what is known, with everything that follows: one transaction of whoever calls.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use super::{Connection, egresses, recordings, sessions, tracks};
 use crate::db::DbError;
-use crate::db::autopilot::KnownSession;
 use crate::db::rows::egresses::Egress;
 use crate::db::rows::events::TransitionRow;
 use crate::db::rows::{Host, Page, SessionRow, TrackRow};
 use crate::db::schema::transitions;
-use crate::ids::{EventId, RoomName, TrackSid, new_row_id};
+use crate::ids::{EventId, RoomName, RoomSid, TrackSid, new_row_id};
 use crate::session::lifecycle::{Cause, Change, Step};
 use crate::session::plan::Wish;
+use crate::session::reconcile::{KnownSession, KnownTrack};
 
 /// Applies a change, writes down its steps and plans what is to become of its track.
 pub async fn apply(connection: &mut Connection, change: Change, cause: &Cause, host: &Host, now: DateTime<Utc>) -> Result<SessionRow, DbError> {
@@ -77,11 +79,18 @@ pub async fn wish(
 
 /// Every session that has not ended, with what is in it.
 pub async fn known(connection: &mut Connection) -> Result<Vec<KnownSession>, DbError> {
+    let with_egress: HashSet<String> = egresses::tracks_of_open(connection).await?.into_iter().collect();
     let mut known = Vec::new();
     for session in sessions::active(connection).await? {
         let participants = sessions::present(connection, &session.id).await?;
         let tracks = tracks::published(connection, &session.id).await?;
-        known.push(KnownSession { session, participants, tracks });
+        known.push(KnownSession {
+            room_sid: RoomSid::new(session.room_sid.unwrap_or_default()),
+            room_name: RoomName::new(session.room_name),
+            metadata: session.metadata,
+            participants: participants.iter().map(sessions::participant_state).collect(),
+            tracks: tracks.iter().map(|track| KnownTrack { has_egress: with_egress.contains(&track.id), state: tracks::state(track) }).collect(),
+        });
     }
     Ok(known)
 }

@@ -9,7 +9,7 @@ use crate::db::DbError;
 use crate::db::rows::egresses::{Egress, EgressFilter, EgressRow, EgressState};
 use crate::db::rows::{Host, Page, SessionRow, TrackRow};
 use crate::db::schema::{egresses, servers, sessions, tracks as tracks_table};
-use crate::ids::{EgressId, Identity, RoomName, ServerId, StartId, TicketId, new_row_id};
+use crate::ids::{EgressId, Identity, RoomName, ServerId, StartId, TicketId, TrackSid, new_row_id};
 use crate::session::lifecycle::SessionStatus;
 use crate::session::plan::{Plan, Reason, TrackFacts, Wish, plan};
 use crate::session::rules::Rules;
@@ -119,6 +119,11 @@ pub async fn open(connection: &mut Connection, server: Option<&ServerId>) -> Res
     whole(open.select(columns()).order(egresses::id.asc()).load(connection).await?)
 }
 
+/// The tracks that somebody is at.
+pub async fn tracks_of_open(connection: &mut Connection) -> Result<Vec<String>, DbError> {
+    Ok(egresses::table.filter(egresses::ended_at.is_null()).select(egresses::track_id).load(connection).await?)
+}
+
 /// One row, open or not.
 pub async fn find(connection: &mut Connection, id: &StartId) -> Result<Option<Egress>, DbError> {
     let this = joined().filter(egresses::id.eq(id.as_str())).select(columns());
@@ -167,9 +172,14 @@ fn whole(rows: Vec<(EgressRow, TrackRow, SessionRow)>) -> Result<Vec<Egress>, Db
     rows.into_iter().map(|(row, track, session)| Egress::new(row, track, &session)).collect()
 }
 
-/// LiveKit is about to be asked with this ticket.
+/// LiveKit is about to be asked with this ticket. `false`: it is not wanted any more, or there is an egress already.
 pub async fn asked(connection: &mut Connection, id: &StartId, ticket: &TicketId) -> Result<bool, DbError> {
-    let this = egresses::table.filter(egresses::id.eq(id.as_str())).filter(egresses::state.eq(EgressState::Queued.as_str()));
+    let may_ask = [EgressState::Queued.as_str(), EgressState::Starting.as_str()];
+    let this = egresses::table
+        .filter(egresses::id.eq(id.as_str()))
+        .filter(egresses::state.eq_any(may_ask))
+        .filter(egresses::egress_id.is_null())
+        .filter(egresses::connected_at.is_null());
     let asked =
         (egresses::state.eq(EgressState::Starting.as_str()), egresses::ticket_id.eq(ticket.as_str()), egresses::attempts.eq(egresses::attempts + 1));
     Ok(diesel::update(this).set(asked).execute(connection).await? == 1)
@@ -194,16 +204,70 @@ pub async fn put_off(connection: &mut Connection, id: &StartId, error: &str, due
     Ok(())
 }
 
-/// The socket of a ticket is open: its egress is the business of the server that holds it.
-pub async fn connected(connection: &mut Connection, ticket: &TicketId, node: &str, host: &Host, now: DateTime<Utc>) -> Result<bool, DbError> {
-    let this = egresses::table.filter(egresses::ticket_id.eq(ticket.as_str())).filter(egresses::ended_at.is_null());
+/// The socket of an egress is open: the egress is the business of the server that holds it. An egress of an earlier try has an earlier ticket, so what the
+/// ticket does not find, the track does.
+pub async fn connected(
+    connection: &mut Connection,
+    (ticket, room, track): (&TicketId, &RoomName, &TrackSid),
+    node: &str,
+    host: &Host,
+    now: DateTime<Utc>,
+) -> Result<bool, DbError> {
+    let open = egresses::table.filter(egresses::ended_at.is_null());
+    let by_ticket: Option<String> = open.filter(egresses::ticket_id.eq(ticket.as_str())).select(egresses::id).first(connection).await.optional()?;
+    let found = match by_ticket {
+        Some(found) => Some(found),
+        None => {
+            let tracks = tracks_table::table.filter(tracks_table::room_name.eq(room.as_str())).filter(tracks_table::sid.eq(track.as_str()));
+            let of_track = open.filter(egresses::track_id.eq_any(tracks.select(tracks_table::id))).filter(egresses::connected_at.is_null());
+            of_track.select(egresses::id).first(connection).await.optional()?
+        }
+    };
+    let Some(found) = found else { return Ok(false) };
     let active = (
         egresses::state.eq(EgressState::Active.as_str()),
         egresses::server_id.eq(host.server.as_str()),
+        egresses::ticket_id.eq(ticket.as_str()),
         egresses::node.eq(node),
         egresses::connected_at.eq(now.naive_utc()),
+        egresses::last_error.eq(None::<String>),
     );
+    let this = egresses::table.filter(egresses::id.eq(found)).filter(egresses::ended_at.is_null());
     Ok(diesel::update(this).set(active).execute(connection).await? == 1)
+}
+
+/// Takes an egress that runs without a row as the track's own, where it is to be recorded and has none. `false`: it has no business here.
+pub async fn adopt(
+    connection: &mut Connection,
+    (room, track): (&RoomName, &TrackSid),
+    egress: &EgressId,
+    is_live: bool,
+    host: &Host,
+    now: DateTime<Utc>,
+) -> Result<bool, DbError> {
+    let Some(rules) = &host.autopilot else { return Ok(true) };
+    // Somebody's ticket brought audio of a track that nothing else has told of.
+    let Some(session) = super::sessions::active_of_room(connection, room).await? else { return Ok(is_live) };
+    let Some(track) = tracks::find(connection, &session.id, track).await? else { return Ok(is_live) };
+    match decide(connection, &session, &track, rules).await? {
+        Plan::Record(_) | Plan::AskKind => {}
+        // An operator's ticket stands over a rule.
+        Plan::Leave(Reason::Rule) => return Ok(is_live),
+        Plan::Leave(_) => return Ok(false),
+    }
+    let columns = (
+        egresses::id.eq(new_row_id()),
+        egresses::track_id.eq(&track.id),
+        egresses::server_id.eq(host.server.as_str()),
+        egresses::state.eq(EgressState::Starting.as_str()),
+        egresses::egress_id.eq(egress.as_str()),
+        egresses::attempts.eq(0),
+        egresses::restarts.eq(0),
+        egresses::created_at.eq(now.naive_utc()),
+        egresses::due_at.eq(now.naive_utc()),
+        egresses::started_at.eq(now.naive_utc()),
+    );
+    Ok(diesel::insert_into(egresses::table).values(columns).on_conflict_do_nothing().execute(connection).await? == 1)
 }
 
 /// The socket or the egress ended.

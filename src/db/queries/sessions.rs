@@ -125,16 +125,7 @@ pub async fn merge_participant(connection: &mut Connection, session: &str, said:
         diesel::insert_into(participants::table).values(columns).execute(connection).await?;
         return Ok(steps);
     };
-    let known = ParticipantState {
-        sid: ParticipantSid::new(row.sid),
-        identity: Identity::new(row.identity),
-        joined_at: row.joined_at.map(|time| time.and_utc()),
-        left_at: row.left_at.map(|time| time.and_utc()),
-        description: Described {
-            at: row.described_at.map(|time| time.and_utc()),
-            value: ParticipantDescription { name: row.name, kind: row.kind, role: row.role, metadata: row.metadata, attributes: row.attributes },
-        },
-    };
+    let known = participant_state(&row);
     let steps = said.steps(Some(&known));
     let merged = known.clone().merge(said);
     if merged == known {
@@ -153,6 +144,26 @@ pub async fn merge_participant(connection: &mut Connection, session: &str, said:
     );
     diesel::update(participants::table.filter(participants::id.eq(row.id))).set(changes).execute(connection).await?;
     Ok(steps)
+}
+
+/// A row as a state.
+pub fn participant_state(row: &ParticipantRow) -> ParticipantState {
+    ParticipantState {
+        sid: ParticipantSid::new(&row.sid),
+        identity: Identity::new(&row.identity),
+        joined_at: row.joined_at.map(|time| time.and_utc()),
+        left_at: row.left_at.map(|time| time.and_utc()),
+        description: Described {
+            at: row.described_at.map(|time| time.and_utc()),
+            value: ParticipantDescription {
+                name: row.name.clone(),
+                kind: row.kind.clone(),
+                role: row.role.clone(),
+                metadata: row.metadata.clone(),
+                attributes: row.attributes.clone(),
+            },
+        },
+    }
 }
 
 /// Sessions that have not ended, and participants of one whose leaving nobody has told.

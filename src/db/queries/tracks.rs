@@ -41,22 +41,7 @@ pub async fn merge(connection: &mut Connection, session: &SessionRow, said: Trac
         let made = diesel::insert_into(tracks::table).values(columns).returning(TrackRow::as_returning()).get_result(connection).await?;
         return Ok((made, steps));
     };
-    let known = TrackState {
-        sid: said.sid.clone(),
-        identity: Identity::new(row.identity.clone().unwrap_or_default()),
-        published_at: row.published_at.map(|time| time.and_utc()),
-        unpublished_at: row.unpublished_at.map(|time| time.and_utc()),
-        description: Described {
-            at: row.described_at.map(|time| time.and_utc()),
-            value: TrackDescription {
-                kind: row.kind.clone(),
-                source: row.source.clone(),
-                name: row.name.clone(),
-                mime_type: row.mime_type.clone(),
-                encryption: row.encryption.clone(),
-            },
-        },
-    };
+    let known = state(&row);
     let steps = said.steps(Some(&known));
     let merged = known.clone().merge(said);
     if merged == known {
@@ -77,14 +62,35 @@ pub async fn merge(connection: &mut Connection, session: &SessionRow, said: Trac
     Ok((diesel::update(this).set(changes).returning(TrackRow::as_returning()).get_result(connection).await?, steps))
 }
 
+/// A row as a state. Rows of tracks that only an egress connection told of have no SID.
+pub fn state(row: &TrackRow) -> TrackState {
+    TrackState {
+        sid: TrackSid::new(row.sid.clone().unwrap_or_default()),
+        identity: Identity::new(row.identity.clone().unwrap_or_default()),
+        published_at: row.published_at.map(|time| time.and_utc()),
+        unpublished_at: row.unpublished_at.map(|time| time.and_utc()),
+        description: Described {
+            at: row.described_at.map(|time| time.and_utc()),
+            value: TrackDescription {
+                kind: row.kind.clone(),
+                source: row.source.clone(),
+                name: row.name.clone(),
+                mime_type: row.mime_type.clone(),
+                encryption: row.encryption.clone(),
+            },
+        },
+    }
+}
+
 pub async fn find(connection: &mut Connection, session: &str, track: &TrackSid) -> Result<Option<TrackRow>, DbError> {
     let this = tracks::table.filter(tracks::session_id.eq(session)).filter(tracks::sid.eq(track.as_str()));
     Ok(this.select(TrackRow::as_select()).first(connection).await.optional()?)
 }
 
-/// Tracks of a session whose end nobody has told.
+/// Tracks of a session that LiveKit has told of, and whose end nobody has.
 pub async fn published(connection: &mut Connection, session: &str) -> Result<Vec<TrackRow>, DbError> {
-    let these = tracks::table.filter(tracks::session_id.eq(session)).filter(tracks::unpublished_at.is_null());
+    let these =
+        tracks::table.filter(tracks::session_id.eq(session)).filter(tracks::unpublished_at.is_null()).filter(tracks::published_at.is_not_null());
     Ok(these.select(TrackRow::as_select()).load(connection).await?)
 }
 

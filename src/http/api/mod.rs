@@ -1,5 +1,6 @@
 //! The admin API, one file per noun. All of it wants the admin key.
 
+mod egresses;
 mod live;
 mod measurements;
 mod media;
@@ -17,8 +18,12 @@ pub fn routes(config: &mut web::ServiceConfig) {
     config
         .service(resource("/sessions").route(web::get().to(sessions::list)))
         .service(resource("/sessions/{meetingId}").route(web::get().to(sessions::show)))
+        .service(resource("/sessions/{meetingId}/end").route(web::post().to(egresses::end_session)))
         .service(resource("/sessions/{meetingId}/tracks").route(web::get().to(sessions::tracks)))
         .service(resource("/sessions/{meetingId}/measurements").route(web::get().to(measurements::list)))
+        .service(resource("/egresses").route(web::get().to(egresses::list)))
+        .service(resource("/rooms/{room}/tracks/{sid}/record").route(web::post().to(egresses::record)))
+        .service(resource("/rooms/{room}/tracks/{sid}/stop").route(web::post().to(egresses::stop)))
         .service(resource("/recordings").route(web::get().to(recordings::list)))
         .service(resource("/recordings/{id}").route(web::get().to(recordings::show)))
         .service(resource("/recordings/{id}/media").route(web::get().to(media::of_recording)).route(web::head().to(media::of_recording)))

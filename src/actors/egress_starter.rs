@@ -1,0 +1,403 @@
+//! Keeps one track egress for every track that is to be recorded: starts it, adopts it, replaces it, and gives up when the track has ended.
+//!
+//! Owns the open rows of this server in `egresses`, which are its queue: it survives the process, and what memory holds is read from it.
+//! In: [`QueueChanged`] from the registry and the reconciler, [`SocketNews`] from the registry, [`EgressesListed`] from the reconciler, [`StopEgress`] from
+//! operators, [`StopStarting`] from `app`. Out: calls to LiveKit, rows, [`DropConnection`] to the registry.
+//! Full: hints are dropped and said; the reconciler brings what they would have brought. Dies: the process ends, as with the registry.
+
+mod attempt;
+mod job;
+mod judge;
+pub mod pacer;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use chrono::{TimeDelta, Utc};
+
+use self::attempt::Attempted;
+use self::job::{CONNECT_DEADLINE, Job, JobPhase, Next, next_phase};
+use self::pacer::{Pacer, Round};
+use super::child::jitter;
+use super::session_registry::{DropConnection, SocketNews, SocketState};
+use crate::config::LiveKitConfig;
+use crate::db::rows::egresses::Egress;
+use crate::db::{DbError, Store};
+use crate::ids::{EgressId, RoomName, StartId, TicketId, TrackSid};
+use crate::livekit::api::{LiveKit, OwnEgress};
+use crate::session::plan::Reason;
+use crate::ticket::TicketMint;
+
+/// 200 tracks may be published at once, each with a word about its row and its socket.
+const MAILBOX_CAPACITY: usize = 1_024;
+/// How often this server says that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A server that has not said so for this long is dead.
+const PATIENCE: TimeDelta = TimeDelta::seconds(20);
+
+/// Rows of the queue have changed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct QueueChanged;
+
+/// The egresses that send to this server, as LiveKit lists them.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct EgressesListed {
+    pub egresses: Vec<OwnEgress>,
+    /// When LiveKit was asked.
+    pub asked_at: Instant,
+    /// Tracks that have a socket here.
+    pub live: HashSet<(RoomName, TrackSid)>,
+}
+
+/// What LiveKit says was compared for the first time, or could not be: starts may begin.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct FirstLookTaken;
+
+/// Ends a row and its egress, on an operator's word.
+#[derive(Message)]
+#[rtype(result = "Result<(), DbError>")]
+pub struct StopEgress {
+    pub id: StartId,
+    pub reason: Reason,
+}
+
+/// Starts and replaces nothing any more: the server stops.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct StopStarting;
+
+pub struct EgressStarterParams {
+    pub store: Store,
+    pub livekit: Arc<LiveKit>,
+    pub mint: TicketMint,
+    /// What LiveKit's egress reaches this server by.
+    pub ws_base: String,
+    pub config: LiveKitConfig,
+    pub drop: Recipient<DropConnection>,
+}
+
+/// What the calls need, wherever they run.
+pub(super) struct Tools {
+    store: Store,
+    livekit: Arc<LiveKit>,
+    mint: TicketMint,
+    ws_base: String,
+    config: LiveKitConfig,
+}
+
+pub struct EgressStarter {
+    tools: Arc<Tools>,
+    drop: Recipient<DropConnection>,
+    pacer: Pacer,
+    jobs: HashMap<StartId, Job>,
+    /// Tickets whose sockets are open here.
+    sockets: HashSet<TicketId>,
+    /// Not before the first look at LiveKit: what ended meanwhile need not be started.
+    may_start: bool,
+    stopping: bool,
+    syncing: bool,
+    sync_again: bool,
+    wake: Option<(Instant, SpawnHandle)>,
+}
+
+impl EgressStarter {
+    pub fn new(params: EgressStarterParams) -> Self {
+        let EgressStarterParams { store, livekit, mint, ws_base, config, drop } = params;
+        let pacer = Pacer::new(config.min_starts, config.max_starts);
+        Self {
+            tools: Arc::new(Tools { store, livekit, mint, ws_base, config }),
+            drop,
+            pacer,
+            jobs: HashMap::new(),
+            sockets: HashSet::new(),
+            may_start: false,
+            stopping: false,
+            syncing: false,
+            sync_again: false,
+            wake: None,
+        }
+    }
+
+    /// Reads the open rows, one reading at a time.
+    fn sync(&mut self, ctx: &mut Context<Self>) {
+        if std::mem::replace(&mut self.syncing, true) {
+            self.sync_again = true;
+            return;
+        }
+        let store = self.tools.store.clone();
+        ctx.spawn(async move { store.own_egresses().await }.into_actor(self).map(|rows, starter, ctx| {
+            starter.syncing = false;
+            match rows {
+                Ok(rows) => starter.take_in(rows, ctx),
+                Err(error) => log::warn!("the start queue cannot be read now error={error}"),
+            }
+            if std::mem::take(&mut starter.sync_again) {
+                starter.sync(ctx);
+            }
+        }));
+    }
+
+    fn take_in(&mut self, rows: Vec<Egress>, ctx: &mut Context<Self>) {
+        let open: HashSet<&StartId> = rows.iter().map(|egress| &egress.id).collect();
+        self.jobs.retain(|id, _| open.contains(id));
+        for egress in rows {
+            let connected = egress.ticket().is_some_and(|ticket| self.sockets.contains(&ticket));
+            let known = self.jobs.get(&egress.id).map(|job| job.phase);
+            let (id, next) = (egress.id.clone(), next_phase(&egress, known, connected, Instant::now(), Utc::now()));
+            match next {
+                Next::Nothing => {
+                    if let Some(job) = self.jobs.get_mut(&id) {
+                        job.egress = egress;
+                    }
+                }
+                Next::Phase(phase) => {
+                    self.jobs.insert(id, Job { egress, phase });
+                }
+                Next::Judge => {
+                    self.jobs.insert(id.clone(), Job { egress, phase: JobPhase::Live });
+                    self.judge(&id, None, ctx);
+                }
+            }
+        }
+        self.pump(ctx);
+    }
+
+    /// Starts what is due and may be, and comes back for the rest.
+    fn pump(&mut self, ctx: &mut Context<Self>) {
+        if !self.may_start || self.stopping {
+            return;
+        }
+        loop {
+            let now = Instant::now();
+            let Some(allowed) = self.pacer.next(now) else { return };
+            let waiting = self.jobs.iter().filter_map(|(id, job)| match job.phase {
+                JobPhase::Waiting { due, doubtful } => Some((due, job.egress.row.restarts == 0, id, doubtful)),
+                JobPhase::Asking | JobPhase::Connecting { .. } | JobPhase::Live | JobPhase::Judging => None,
+            });
+            // Of those that are due, a track that was recorded before comes first: its gap grows.
+            let next = waiting.min_by_key(|(due, is_new, id, _)| ((*due).max(now), *is_new, (*id).clone()));
+            let Some((due, _, id, doubtful)) = next.map(|(due, new, id, doubtful)| (due, new, id.clone(), doubtful)) else { return };
+            let at = due.max(allowed);
+            if at > now {
+                return self.wake_at(at, ctx);
+            }
+            self.ask(&id, doubtful, ctx);
+        }
+    }
+
+    fn wake_at(&mut self, at: Instant, ctx: &mut Context<Self>) {
+        if let Some((set, timer)) = self.wake.take() {
+            if set <= at && set > Instant::now() {
+                self.wake = Some((set, timer));
+                return;
+            }
+            ctx.cancel_future(timer);
+        }
+        let timer = ctx.run_later(at.saturating_duration_since(Instant::now()), |starter, ctx| {
+            starter.wake = None;
+            starter.pump(ctx);
+        });
+        self.wake = Some((at, timer));
+    }
+
+    fn ask(&mut self, id: &StartId, doubtful: bool, ctx: &mut Context<Self>) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        job.phase = JobPhase::Asking;
+        let round = self.pacer.started();
+        let (tools, id) = (Arc::clone(&self.tools), id.clone());
+        let row = id.clone();
+        ctx.spawn(async move { tools.attempt(row, doubtful).await }.into_actor(self).map(move |attempted, starter, ctx| {
+            starter.attempted(&id, round, attempted, ctx);
+        }));
+    }
+
+    fn attempted(&mut self, id: &StartId, round: Round, attempted: Attempted, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        match attempted {
+            Attempted::Agreed => self.pacer.succeeded(),
+            Attempted::PutOff { was_busy: true, .. } => self.pacer.refused(round, now, jitter()),
+            Attempted::PutOff { was_busy: false, .. } | Attempted::Over => self.pacer.ended(),
+        }
+        if attempted == Attempted::Over {
+            self.jobs.remove(id);
+        }
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.phase = match attempted {
+                Attempted::Agreed if job.egress.ticket().is_some_and(|ticket| self.sockets.contains(&ticket)) => JobPhase::Live,
+                Attempted::Agreed => JobPhase::Connecting { deadline: now + CONNECT_DEADLINE, since: now },
+                Attempted::PutOff { wait, doubtful, .. } => JobPhase::Waiting { due: now + wait, doubtful },
+                Attempted::Over => JobPhase::Judging,
+            };
+        }
+        self.sync(ctx);
+        self.pump(ctx);
+    }
+
+    /// Its socket or its egress has ended: decides what follows.
+    fn judge(&mut self, id: &StartId, error: Option<String>, ctx: &mut Context<Self>) {
+        if self.stopping {
+            return;
+        }
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        if matches!(job.phase, JobPhase::Judging | JobPhase::Asking) {
+            return;
+        }
+        job.phase = JobPhase::Judging;
+        if let Some(ticket) = job.egress.ticket()
+            && let Err(error) = self.drop.try_send(DropConnection(ticket))
+        {
+            log::warn!("a connection is not dropped now error={error}");
+        }
+        let (tools, id) = (Arc::clone(&self.tools), id.clone());
+        ctx.spawn(async move { (tools.judge(&id, error).await, id) }.into_actor(self).map(|(judged, id), starter, ctx| {
+            if let Err(error) = judged {
+                log::error!("what follows an egress cannot be decided now start_id={id} error={error}");
+            }
+            // If nothing could be written, the row is as it was, and is looked at again with the next change.
+            starter.jobs.remove(&id);
+            starter.sync(ctx);
+        }));
+    }
+
+    /// What no message tells: sockets that never came.
+    fn look_around(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        let late = |job: &Job| matches!(job.phase, JobPhase::Connecting { deadline, .. } if deadline <= now);
+        let late: Vec<StartId> = self.jobs.iter().filter(|(_, job)| late(job)).map(|(id, _)| id.clone()).collect();
+        for id in late {
+            self.judge(&id, Some(format!("no socket came within {} s", CONNECT_DEADLINE.as_secs())), ctx);
+        }
+        let tools = Arc::clone(&self.tools);
+        ctx.spawn(async move { tools.store.take_over_egresses(PATIENCE, Utc::now()).await }.into_actor(self).map(
+            |taken, starter, ctx| match taken {
+                Ok(0) => {}
+                Ok(rows) => {
+                    log::warn!("the egresses of a server that is gone are taken over egresses={rows}");
+                    starter.sync(ctx);
+                }
+                Err(error) => log::warn!("this server cannot say that it lives error={error}"),
+            },
+        ));
+    }
+
+    fn job_of_ticket(&self, ticket: &TicketId) -> Option<StartId> {
+        self.jobs.iter().find(|(_, job)| job.egress.row.ticket_id.as_deref() == Some(ticket.as_str())).map(|(id, _)| id.clone())
+    }
+}
+
+impl Actor for EgressStarter {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+        self.look_around(ctx);
+        ctx.run_interval(HEARTBEAT, |starter, ctx| {
+            starter.look_around(ctx);
+            // A hint may have been dropped.
+            starter.sync(ctx);
+        });
+    }
+}
+
+impl Handler<QueueChanged> for EgressStarter {
+    type Result = ();
+
+    fn handle(&mut self, _: QueueChanged, ctx: &mut Context<Self>) {
+        if self.may_start {
+            self.sync(ctx);
+        }
+    }
+}
+
+impl Handler<FirstLookTaken> for EgressStarter {
+    type Result = ();
+
+    fn handle(&mut self, _: FirstLookTaken, ctx: &mut Context<Self>) {
+        if !std::mem::replace(&mut self.may_start, true) {
+            self.sync(ctx);
+        }
+    }
+}
+
+impl Handler<SocketNews> for EgressStarter {
+    type Result = ();
+
+    fn handle(&mut self, news: SocketNews, ctx: &mut Context<Self>) {
+        let SocketNews { ticket, room, track, state } = news;
+        match state {
+            SocketState::Opened { node } => {
+                self.sockets.insert(ticket.clone());
+                let store = self.tools.store.clone();
+                let told = async move { store.egress_connected(ticket, room, track, node, Utc::now()).await };
+                ctx.spawn(told.into_actor(self).map(|told, starter, ctx| {
+                    if let Err(error) = told {
+                        log::warn!("the row of an egress does not say that it is connected error={error}");
+                    }
+                    starter.sync(ctx);
+                }));
+            }
+            SocketState::Ended(reason) => {
+                self.sockets.remove(&ticket);
+                if let Some(id) = self.job_of_ticket(&ticket) {
+                    self.judge(&id, Some(format!("its socket ended: {}", reason.as_str())), ctx);
+                }
+            }
+            SocketState::Stalled => {
+                if let Some(id) = self.job_of_ticket(&ticket) {
+                    let seconds = self.tools.config.restart_after.as_secs_f64();
+                    self.judge(&id, Some(format!("nothing came for {seconds} s")), ctx);
+                }
+            }
+        }
+    }
+}
+
+impl Handler<EgressesListed> for EgressStarter {
+    type Result = ();
+
+    fn handle(&mut self, msg: EgressesListed, ctx: &mut Context<Self>) {
+        let EgressesListed { egresses, asked_at, live } = msg;
+        let listed: HashSet<&EgressId> = egresses.iter().map(|egress| &egress.id).collect();
+        let gone = |job: &Job| match (job.phase, job.egress.egress_id()) {
+            // One that was agreed on after the question may be missing from the answer.
+            (JobPhase::Connecting { since, .. }, Some(egress)) => since < asked_at && !listed.contains(&egress),
+            _ => false,
+        };
+        let gone: Vec<StartId> = self.jobs.iter().filter(|(_, job)| gone(job)).map(|(id, _)| id.clone()).collect();
+        for id in gone {
+            self.judge(&id, Some("LiveKit lists no such egress".to_owned()), ctx);
+        }
+        let tools = Arc::clone(&self.tools);
+        ctx.spawn(async move { tools.settle_orphans(egresses, live).await }.into_actor(self).map(|settled, starter, ctx| {
+            if let Err(error) = settled {
+                log::warn!("egresses that nobody asked for are left for now error={error}");
+            }
+            starter.sync(ctx);
+        }));
+    }
+}
+
+impl Handler<StopEgress> for EgressStarter {
+    type Result = ResponseActFuture<Self, Result<(), DbError>>;
+
+    fn handle(&mut self, StopEgress { id, reason }: StopEgress, _: &mut Context<Self>) -> Self::Result {
+        let tools = Arc::clone(&self.tools);
+        Box::pin(async move { tools.stop(&id, reason).await }.into_actor(self).map(|stopped, starter, ctx| {
+            starter.sync(ctx);
+            stopped
+        }))
+    }
+}
+
+impl Handler<StopStarting> for EgressStarter {
+    type Result = ();
+
+    fn handle(&mut self, _: StopStarting, _: &mut Context<Self>) {
+        self.stopping = true;
+    }
+}

@@ -1,0 +1,165 @@
+//! What follows an egress that has ended, and what becomes of egresses that nobody here asked for.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::Tools;
+use crate::actors::child::{full_jitter, jitter};
+use crate::db::DbError;
+use crate::db::rows::egresses::{Egress, EgressState};
+use crate::ids::{EgressId, RoomName, StartId, TrackSid};
+use crate::livekit::api::{CallError, OwnEgress};
+use crate::livekit::scrub::scrub_text;
+use crate::session::event::EgressStatus;
+use crate::session::plan::{Plan, Reason};
+
+/// How long LiveKit may take to say whether a track is still there: another egress is asked for within 2 s.
+const LOOK_DEADLINE: Duration = Duration::from_millis(1_200);
+/// What the budget counts: so many replacements of one track in so long a time; then the next waits until it may.
+const RESTARTS: usize = 10;
+const RESTART_WINDOW: TimeDelta = TimeDelta::minutes(5);
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const MAX_WAIT: Duration = Duration::from_secs(30);
+/// An egress is told to stop so often, at these intervals; what is left the reconciler finds.
+const STOP_TRIES: u32 = 3;
+const STOP_RETRY: Duration = Duration::from_secs(2);
+
+impl Tools {
+    /// Replaces an egress whose socket or self has ended, if its track has not.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(super) async fn judge(&self, id: &StartId, error: Option<String>) -> Result<(), DbError> {
+        self.store.egress_lost(id.clone(), error.map(|error| scrub_text(&error))).await?;
+        let Some(egress) = self.store.egress(id.clone()).await?.filter(|egress| egress.row.ended_at.is_none()) else { return Ok(()) };
+        if let Plan::Leave(reason) = self.plan(&egress).await? {
+            return self.stop(id, reason).await;
+        }
+        if !self.is_published(&egress).await {
+            return self.stop(id, Reason::Gone).await;
+        }
+        let now = Utc::now();
+        let earlier = self.store.restarts_since(egress.row.track_id.clone(), now - RESTART_WINDOW).await?;
+        let due = next_restart(&earlier, now, jitter());
+        if earlier.len() >= RESTARTS {
+            log::error!("a track loses its egress again and again track_sid={} restarts={} next={due}", egress.track_sid(), earlier.len());
+        }
+        if self.store.restart_egress(id.clone(), due, now).await? {
+            let error = egress.row.last_error.as_deref().unwrap_or("unknown");
+            log::warn!("an egress is replaced room={:?} track_sid={} error={error:?}", egress.room.as_str(), egress.track_sid());
+            if let Some(old) = egress.egress_id() {
+                self.stop_at_livekit_later(old);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether LiveKit still has the track. No answer is taken for a yes.
+    async fn is_published(&self, egress: &Egress) -> bool {
+        let track = egress.track_sid();
+        match tokio::time::timeout(LOOK_DEADLINE, self.livekit.participants(&egress.room)).await {
+            Ok(Ok(listed)) => listed.iter().any(|listed| listed.tracks.iter().any(|known| known.sid == track)),
+            Ok(Err(CallError::NotFound(_))) => false,
+            Ok(Err(_)) | Err(_) => true,
+        }
+    }
+
+    /// Ends a row, and its egress where that does not end by itself.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(super) async fn stop(&self, id: &StartId, reason: Reason) -> Result<(), DbError> {
+        let Some(egress) = self.store.egress(id.clone()).await? else { return Ok(()) };
+        if self.store.end_egress(id.clone(), reason, Utc::now()).await? {
+            log::info!("an egress is over room={:?} track_sid={} reason={}", egress.room.as_str(), egress.track_sid(), reason.as_str());
+        }
+        if let Some(running) = egress.egress_id()
+            && egress.state != EgressState::Queued
+        {
+            self.stop_at_livekit_later(running);
+        }
+        Ok(())
+    }
+
+    /// In the background: nobody waits for it.
+    fn stop_at_livekit_later(&self, egress: EgressId) {
+        let livekit = std::sync::Arc::clone(&self.livekit);
+        actix_rt::spawn(async move { stop_at_livekit(&livekit, egress).await });
+    }
+
+    pub(super) async fn stop_at_livekit(&self, egress: EgressId) {
+        stop_at_livekit(&self.livekit, egress).await;
+    }
+
+    /// Adopts or stops the egresses that send here and are in no row.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(super) async fn settle_orphans(&self, listed: Vec<OwnEgress>, live: HashSet<(RoomName, TrackSid)>) -> Result<(), DbError> {
+        // Read after LiveKit was: whatever runs had its row before.
+        let open = self.store.open_egresses().await?;
+        let known: HashSet<EgressId> = open.iter().filter_map(Egress::egress_id).collect();
+        for orphan in listed {
+            if known.contains(&orphan.id) || !matches!(orphan.status, EgressStatus::Starting | EgressStatus::Active) {
+                continue;
+            }
+            let of_track = open.iter().find(|egress| egress.room == orphan.room && egress.track_sid() == orphan.track);
+            match of_track {
+                // It may be the one that is being asked for.
+                Some(egress) if egress.row.egress_id.is_none() => continue,
+                Some(_) => {}
+                None => {
+                    let is_live = live.contains(&(orphan.room.clone(), orphan.track.clone()));
+                    if self.store.adopt_egress(orphan.room.clone(), orphan.track.clone(), orphan.id.clone(), is_live, Utc::now()).await? {
+                        log::info!("an egress is adopted that nobody here asked for egress_id={} track_sid={}", orphan.id, orphan.track);
+                        continue;
+                    }
+                }
+            }
+            log::warn!("an egress is stopped that nobody here asked for egress_id={} track_sid={}", orphan.id, orphan.track);
+            self.stop_at_livekit_later(orphan.id);
+        }
+        Ok(())
+    }
+}
+
+async fn stop_at_livekit(livekit: &crate::livekit::api::LiveKit, egress: EgressId) {
+    for attempt in 1..=STOP_TRIES {
+        match livekit.stop_egress(&egress).await {
+            Ok(()) => return,
+            Err(error) => log::warn!("an egress was not stopped egress_id={egress} attempt={attempt} error={error}"),
+        }
+        tokio::time::sleep(STOP_RETRY).await;
+    }
+}
+
+/// When a track may have its next egress: at once for the first time, then after 1, 2, 4 … 30 s with full jitter, and past the budget not before the oldest of
+/// its restarts has left the window.
+fn next_restart(earlier: &[DateTime<Utc>], now: DateTime<Utc>, jitter: f64) -> DateTime<Utc> {
+    let Some(attempt) = earlier.len().checked_sub(1) else { return now };
+    let wait = full_jitter(u32::try_from(attempt).unwrap_or(u32::MAX), FIRST_WAIT, MAX_WAIT, jitter);
+    let over_budget = earlier.len().checked_sub(RESTARTS).and_then(|index| earlier.get(index));
+    let budget = over_budget.map_or(now, |oldest| *oldest + RESTART_WINDOW);
+    (now + wait).max(budget)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restarts_come_at_once_then_later_and_past_the_budget_when_it_is_free() {
+        let now = Utc::now();
+        let at = |count: usize, jitter| next_restart(&vec![now - TimeDelta::seconds(100); count], now, jitter) - now;
+        assert_eq!(at(0, 1.0), TimeDelta::zero());
+        for (count, seconds) in [(1, 1), (2, 2), (3, 4), (4, 8), (5, 16), (6, 30), (9, 30)] {
+            assert_eq!(at(count, 1.0), TimeDelta::seconds(seconds), "{count}");
+            assert_eq!(at(count, 0.0), TimeDelta::zero(), "full jitter begins at nothing");
+        }
+        assert_eq!(at(10, 0.0), TimeDelta::seconds(200), "the oldest of ten has 200 s of its 300 to go");
+        let uneven: Vec<_> = (0..12).map(|index| now - TimeDelta::seconds(240 - index)).collect();
+        assert_eq!(next_restart(&uneven, now, 0.0) - now, TimeDelta::seconds(62), "nine of them may be left");
+    }
+}

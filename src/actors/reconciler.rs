@@ -1,0 +1,182 @@
+//! Compares what LiveKit lists with what is known, and sets right what webhooks did not tell: they are lost and reordered by design (`docs/FACTS.md`, webhooks).
+//!
+//! Owns no rows. In: [`Reconcile`] from the registry after a webhook that could not be kept and from operators; its own clock. Out: changes to the store,
+//! [`SessionsChanged`] to the registry, [`EgressesListed`] and [`FirstLookTaken`] to the starter. Full: a wish to compare is held already.
+//! While LiveKit does not answer nothing is closed, and nothing waits for it. Dies: the process ends, as with the registry.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use chrono::Utc;
+use futures_util::StreamExt;
+use tokio::sync::oneshot;
+
+use super::egress_starter::{EgressStarter, EgressesListed, FirstLookTaken};
+use super::session_registry::{GetLiveTracks, SessionRegistry, SessionsChanged};
+use crate::db::{DbError, Store};
+use crate::livekit::api::{CallError, LiveKit};
+use crate::session::event::Room;
+use crate::session::lifecycle::Cause;
+use crate::session::reconcile::{ListedRoom, Missing, compare};
+
+/// A wish to compare is one wish, however often it is said.
+const MAILBOX_CAPACITY: usize = 16;
+/// When something was missing for the first time: another look decides.
+const SECOND_LOOK: Duration = Duration::from_secs(2);
+/// Rooms whose participants are asked for at the same time.
+const ROOMS_AT_ONCE: usize = 8;
+
+/// Compares now. Resolves when that is done, or LiveKit did not answer.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Reconcile;
+
+pub struct ReconcilerParams {
+    pub store: Store,
+    pub livekit: Arc<LiveKit>,
+    pub interval: Duration,
+    pub registry: Addr<SessionRegistry>,
+    /// With what LiveKit's egress reaches this server by; `None` where nothing is started.
+    pub starter: Option<(Addr<EgressStarter>, String)>,
+}
+
+pub struct Reconciler {
+    params: Arc<ReconcilerParams>,
+    missing: HashSet<Missing>,
+    looking: bool,
+    /// Those who asked while a look was under way: their answer is the next.
+    waiting: Vec<oneshot::Sender<()>>,
+    /// Since when LiveKit has not answered; it is said once.
+    silent_since: Option<Instant>,
+}
+
+/// Why a comparison came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error(transparent)]
+    Store(#[from] DbError),
+    #[error("the registry is gone: {0}")]
+    Registry(#[from] MailboxError),
+}
+
+impl Reconciler {
+    pub fn new(params: ReconcilerParams) -> Self {
+        Self { params: Arc::new(params), missing: HashSet::new(), looking: false, waiting: Vec::new(), silent_since: None }
+    }
+
+    /// Looks, one look at a time; `done` hears when a look that began after this call has ended.
+    fn look(&mut self, done: Option<oneshot::Sender<()>>, ctx: &mut Context<Self>) {
+        if self.looking {
+            self.waiting.extend(done);
+            return;
+        }
+        self.looking = true;
+        let (params, before) = (Arc::clone(&self.params), self.missing.clone());
+        ctx.spawn(async move { look(&params, &before).await }.into_actor(self).map(move |looked, reconciler, ctx| {
+            reconciler.looking = false;
+            reconciler.looked(looked, ctx);
+            if let Some((starter, _)) = &reconciler.params.starter
+                && let Err(SendError::Full(_)) = starter.try_send(FirstLookTaken)
+            {
+                log::warn!("the starter of egresses is not told that LiveKit was looked at");
+            }
+            if let Some(done) = done {
+                // Who asked may have gone.
+                done.send(()).ok();
+            }
+            for waiting in std::mem::take(&mut reconciler.waiting) {
+                reconciler.look(Some(waiting), ctx);
+            }
+        }));
+    }
+
+    fn looked(&mut self, looked: Result<HashSet<Missing>, LookError>, ctx: &mut Context<Self>) {
+        match looked {
+            Ok(missing) => {
+                if let Some(since) = self.silent_since.take() {
+                    log::info!("LiveKit answers again after_s={}", since.elapsed().as_secs());
+                }
+                self.missing = missing;
+                if !self.missing.is_empty() {
+                    ctx.run_later(SECOND_LOOK, |reconciler, ctx| reconciler.look(None, ctx));
+                }
+            }
+            Err(error) => {
+                // Two looks in a row were not in a row.
+                self.missing.clear();
+                if self.silent_since.is_none() {
+                    log::warn!("what LiveKit has cannot be compared with what is known, nothing is closed meanwhile error={error}");
+                    self.silent_since = Some(Instant::now());
+                }
+            }
+        }
+    }
+}
+
+impl Actor for Reconciler {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+        self.look(None, ctx);
+        ctx.run_interval(self.params.interval, |reconciler, ctx| reconciler.look(None, ctx));
+    }
+}
+
+impl Handler<Reconcile> for Reconciler {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Reconcile, ctx: &mut Context<Self>) -> Self::Result {
+        let (done, looked) = oneshot::channel();
+        self.look(Some(done), ctx);
+        Box::pin(async move {
+            // Dropped only with the actor.
+            looked.await.ok();
+        })
+    }
+}
+
+async fn look(params: &ReconcilerParams, before: &HashSet<Missing>) -> Result<HashSet<Missing>, LookError> {
+    // Read before LiveKit is: what is known and not listed was there before the list was made.
+    let known = params.store.known_sessions().await?;
+    let rooms = params.livekit.rooms().await?;
+    let listed: Vec<ListedRoom> =
+        futures_util::stream::iter(rooms).map(|room| look_inside(&params.livekit, room)).buffer_unordered(ROOMS_AT_ONCE).collect().await;
+    let now = Utc::now();
+    let findings = compare(&known, &listed, before, now);
+    if !findings.changes.is_empty() {
+        log::info!("LiveKit knows more than its webhooks told changes={}", findings.changes.len());
+        params.store.apply_changes(findings.changes, Cause::Reconciler, now).await?;
+        params.registry.send(SessionsChanged).await?;
+    }
+    if let Some((starter, base)) = &params.starter {
+        let asked_at = Instant::now();
+        match params.livekit.own_egresses(None, base).await {
+            Ok(egresses) => {
+                let live = params.registry.send(GetLiveTracks).await?;
+                let live = live.into_iter().filter_map(|track| Some((track.room_name, track.track_sid?))).collect();
+                starter.send(EgressesListed { egresses, asked_at, live }).await?;
+            }
+            // Sessions go on without: LiveKit without Redis has no egress at all.
+            Err(error) => log::warn!("LiveKit does not list its egresses error={error}"),
+        }
+    }
+    Ok(findings.missing)
+}
+
+async fn look_inside(livekit: &LiveKit, room: Room) -> ListedRoom {
+    let inside = match livekit.participants(&room.name).await {
+        Ok(listed) => Some(listed.into_iter().map(|listed| (listed.participant, listed.tracks)).collect()),
+        // Gone between two questions: the next look finds the room missing.
+        Err(CallError::NotFound(_)) => None,
+        Err(error) => {
+            log::warn!("LiveKit does not say who is in a room room={:?} error={error}", room.name.as_str());
+            None
+        }
+    };
+    ListedRoom { room, inside }
+}

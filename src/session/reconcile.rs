@@ -1,0 +1,271 @@
+//! What LiveKit lists, compared with what is known: what webhooks should have told.
+//!
+//! What is there is believed at once. What is missing is believed when it was missing twice in a row, since lists and events overtake each other. A room that
+//! nobody could be asked about is neither. Pure.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+
+use super::event::{Participant, Room, Track};
+use super::lifecycle::{Change, Described, ParticipantState, SessionState, TrackState, described_participant, described_track, sign_of_life};
+use crate::ids::{ParticipantSid, RoomName, RoomSid, TrackSid};
+
+/// A room that LiveKit lists.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListedRoom {
+    pub room: Room,
+    /// Who is in it and what they publish; `None` where there was no answer.
+    pub inside: Option<Vec<(Participant, Vec<Track>)>>,
+}
+
+/// A session that has not ended, as far as it is known.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KnownSession {
+    pub room_sid: RoomSid,
+    pub room_name: RoomName,
+    pub metadata: String,
+    /// Who has not left.
+    pub participants: Vec<ParticipantState>,
+    /// What has not been unpublished.
+    pub tracks: Vec<KnownTrack>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct KnownTrack {
+    pub state: TrackState,
+    /// Somebody is at it: there is an open row for its egress.
+    pub has_egress: bool,
+}
+
+/// What is known and not listed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Missing {
+    Session(RoomSid),
+    Participant(ParticipantSid),
+    Track(TrackSid),
+}
+
+/// What follows from a comparison.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Findings {
+    pub changes: Vec<Change>,
+    /// What is missing for the first time: another look decides.
+    pub missing: HashSet<Missing>,
+}
+
+/// Compares. `before` is what the last comparison missed.
+pub fn compare(known: &[KnownSession], listed: &[ListedRoom], before: &HashSet<Missing>, now: DateTime<Utc>) -> Findings {
+    let mut findings = Findings::default();
+    for room in listed {
+        let session = known.iter().find(|session| session.room_sid == room.room.sid);
+        findings.present(session, room, before, now);
+    }
+    for session in known {
+        if !listed.iter().any(|room| room.room.sid == session.room_sid) {
+            let change = alive(session, now);
+            let ended = Change { session: SessionState { ended_at: Some(now), ..change.session }, ..change };
+            findings.absent(Missing::Session(session.room_sid.clone()), ended, before);
+        }
+    }
+    findings
+}
+
+impl Findings {
+    fn present(&mut self, session: Option<&KnownSession>, listed: &ListedRoom, before: &HashSet<Missing>, now: DateTime<Utc>) {
+        let Room { sid, name, created_at, metadata } = &listed.room;
+        let mut state = sign_of_life(sid.clone(), name.clone(), now).session;
+        state.started_at = created_at.map_or(now, |created| created.min(now));
+        let metadata = metadata.clone().unwrap_or_default();
+        if session.is_none_or(|session| session.metadata != metadata) {
+            state.metadata = Described { at: Some(now), value: metadata };
+            self.changes.push(Change { session: state.clone(), participant: None, track: None });
+        }
+        let Some(inside) = &listed.inside else { return };
+        for (participant, tracks) in inside {
+            let said = described_participant(participant, now);
+            let said = ParticipantState { joined_at: said.joined_at.or(Some(now)), ..said };
+            let known = session.and_then(|session| session.participants.iter().find(|known| known.sid == said.sid));
+            if known.is_none_or(|known| known.description.value != said.description.value) {
+                self.changes.push(Change { session: state.clone(), participant: Some(said), track: None });
+            }
+            for track in tracks {
+                let known = session.and_then(|session| session.tracks.iter().find(|known| known.state.sid == track.sid));
+                let said = described_track(participant, track, now);
+                let said = TrackState { published_at: Some(now), ..said };
+                // A track without an egress is said again, so that what is to become of it is planned again.
+                if known.is_none_or(|known| !known.has_egress || known.state.description.value != said.description.value) {
+                    self.changes.push(Change { session: state.clone(), participant: None, track: Some(said) });
+                }
+            }
+        }
+        let Some(session) = session else { return };
+        for gone in &session.participants {
+            if !inside.iter().any(|(participant, _)| participant.sid == gone.sid) {
+                let left = ParticipantState { left_at: Some(now), ..gone.clone() };
+                let change = Change { participant: Some(left), ..alive(session, now) };
+                self.absent(Missing::Participant(gone.sid.clone()), change, before);
+            }
+        }
+        for KnownTrack { state: gone, .. } in &session.tracks {
+            if !inside.iter().flat_map(|(_, tracks)| tracks).any(|track| track.sid == gone.sid) {
+                let unpublished = TrackState { unpublished_at: Some(now), ..gone.clone() };
+                let change = Change { track: Some(unpublished), ..alive(session, now) };
+                self.absent(Missing::Track(gone.sid.clone()), change, before);
+            }
+        }
+    }
+
+    fn absent(&mut self, missing: Missing, closing: Change, before: &HashSet<Missing>) {
+        if before.contains(&missing) {
+            self.changes.push(closing);
+        } else {
+            self.missing.insert(missing);
+        }
+    }
+}
+
+fn alive(session: &KnownSession, now: DateTime<Utc>) -> Change {
+    sign_of_life(session.room_sid.clone(), session.room_name.clone(), now)
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::ids::Identity;
+    use crate::session::lifecycle::{ParticipantDescription, TrackDescription};
+
+    fn now() -> DateTime<Utc> {
+        DateTime::from_timestamp(1_700_000_000, 0).expect("a time")
+    }
+
+    fn room(sid: &str) -> Room {
+        Room { sid: RoomSid::new(sid), name: RoomName::new("room"), created_at: Some(now() - TimeDelta::hours(1)), metadata: Some("m".to_owned()) }
+    }
+
+    fn ana() -> Participant {
+        Participant {
+            sid: ParticipantSid::new("PA_1"),
+            identity: Identity::new("ana"),
+            name: "Ana".to_owned(),
+            kind: "STANDARD".to_owned(),
+            role: String::new(),
+            metadata: String::new(),
+            attributes: "{}".to_owned(),
+            joined_at: None,
+            complete: true,
+        }
+    }
+
+    fn microphone() -> Track {
+        let text = str::to_owned;
+        Track {
+            sid: TrackSid::new("TR_1"),
+            kind: text("AUDIO"),
+            source: text("MICROPHONE"),
+            name: text("mic"),
+            mime_type: text("audio/opus"),
+            encryption: text("NONE"),
+        }
+    }
+
+    fn listed(inside: Option<Vec<(Participant, Vec<Track>)>>) -> ListedRoom {
+        ListedRoom { room: room("RM_1"), inside }
+    }
+
+    /// Everything that `listed` says, and an egress for the track.
+    fn known() -> KnownSession {
+        let participant = ParticipantState { joined_at: Some(now()), ..described_participant(&ana(), now()) };
+        let track = TrackState { published_at: Some(now()), ..described_track(&ana(), &microphone(), now()) };
+        KnownSession {
+            room_sid: RoomSid::new("RM_1"),
+            room_name: RoomName::new("room"),
+            metadata: "m".to_owned(),
+            participants: vec![participant],
+            tracks: vec![KnownTrack { state: track, has_egress: true }],
+        }
+    }
+
+    fn none() -> HashSet<Missing> {
+        HashSet::new()
+    }
+
+    #[test]
+    fn what_agrees_changes_nothing() {
+        let listed = [listed(Some(vec![(ana(), vec![microphone()])]))];
+        assert_eq!(compare(&[known()], &listed, &none(), now()), Findings::default());
+        assert_eq!(compare(&[], &[], &none(), now()), Findings::default());
+    }
+
+    #[test]
+    fn what_is_listed_and_not_known_is_made() {
+        let Findings { changes, missing } = compare(&[], &[listed(Some(vec![(ana(), vec![microphone()])]))], &none(), now());
+        assert_eq!(missing, none());
+        let [session, participant, track] = changes.as_slice() else { panic!("{changes:?}") };
+        assert_eq!(session.session.started_at, now() - TimeDelta::hours(1));
+        assert_eq!(session.session.metadata.value, "m");
+        let name = participant.participant.as_ref().map(|ana| ana.description.value.name.as_str());
+        assert_eq!(name, Some("Ana"));
+        assert_eq!(track.track.as_ref().map(|track| (track.sid.as_str(), track.published_at)), Some(("TR_1", Some(now()))));
+    }
+
+    #[test]
+    fn a_published_track_without_an_egress_is_said_again() {
+        let mut session = known();
+        session.tracks[0].has_egress = false;
+        let Findings { changes, .. } = compare(&[session], &[listed(Some(vec![(ana(), vec![microphone()])]))], &none(), now());
+        assert_eq!(changes.len(), 1);
+        assert!(changes[0].track.is_some());
+    }
+
+    #[test]
+    fn new_words_replace_old_ones() {
+        let renamed = Participant { name: "Ana B.".to_owned(), ..ana() };
+        let Findings { changes, .. } = compare(&[known()], &[listed(Some(vec![(renamed, vec![microphone()])]))], &none(), now());
+        let expected = ParticipantDescription { name: "Ana B.".to_owned(), ..known().participants[0].description.value.clone() };
+        assert_eq!(changes[0].participant.as_ref().map(|ana| &ana.description.value), Some(&expected));
+        let muted = Track { name: "other".to_owned(), ..microphone() };
+        let Findings { changes, .. } = compare(&[known()], &[listed(Some(vec![(ana(), vec![muted])]))], &none(), now());
+        let expected = TrackDescription { name: "other".to_owned(), ..known().tracks[0].state.description.value.clone() };
+        assert_eq!(changes[0].track.as_ref().map(|track| &track.description.value), Some(&expected));
+    }
+
+    #[test]
+    fn what_is_missing_twice_in_a_row_has_ended() {
+        let first = compare(&[known()], &[], &none(), now());
+        assert_eq!((first.changes.as_slice(), first.missing.len()), (&[][..], 1));
+        let second = compare(&[known()], &[], &first.missing, now());
+        assert_eq!(second.changes[0].session.ended_at, Some(now()));
+
+        let empty = [listed(Some(Vec::new()))];
+        let first = compare(&[known()], &empty, &none(), now());
+        assert_eq!((first.changes.len(), first.missing.len()), (0, 2));
+        let second = compare(&[known()], &empty, &first.missing, now());
+        assert!(second.changes.iter().any(|change| change.participant.as_ref().is_some_and(|ana| ana.left_at == Some(now()))));
+        assert!(second.changes.iter().any(|change| change.track.as_ref().is_some_and(|track| track.unpublished_at == Some(now()))));
+        assert!(second.changes.iter().all(|change| change.session.ended_at.is_none()));
+    }
+
+    #[test]
+    fn what_comes_back_in_between_has_not_ended() {
+        let first = compare(&[known()], &[], &none(), now());
+        let back = compare(&[known()], &[listed(Some(vec![(ana(), vec![microphone()])]))], &first.missing, now());
+        assert_eq!(back, Findings::default());
+    }
+
+    #[test]
+    fn no_answer_is_not_an_empty_answer() {
+        let before = HashSet::from([Missing::Track(TrackSid::new("TR_1")), Missing::Participant(ParticipantSid::new("PA_1"))]);
+        assert_eq!(compare(&[known()], &[listed(None)], &before, now()), Findings::default());
+    }
+
+    #[test]
+    fn another_life_of_the_room_is_another_session() {
+        let other = ListedRoom { room: room("RM_2"), inside: Some(Vec::new()) };
+        let findings = compare(&[known()], &[other], &HashSet::from([Missing::Session(RoomSid::new("RM_1"))]), now());
+        let ended: Vec<_> = findings.changes.iter().map(|change| (change.session.room_sid.as_str(), change.session.ended_at.is_some())).collect();
+        assert_eq!(ended, [("RM_2", false), ("RM_1", true)]);
+    }
+}
