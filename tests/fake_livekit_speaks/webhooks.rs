@@ -40,7 +40,7 @@ async fn a_meeting_sends_what_the_captured_one_sent() {
     let captured: Vec<Value> = include_str!("../fixtures/livekit-1.13.5.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let knocks = door.knocks();
     assert_eq!(knocks.len(), captured.len());
-    let verifier = WebhookVerifier::new(API_KEY, API_SECRET);
+    let verifier = WebhookVerifier::new([(API_KEY, API_SECRET)]);
     for (knock, captured) in knocks.iter().zip(&captured) {
         let body = knock.json();
         assert_eq!(body["event"], captured["event"]);

@@ -44,6 +44,8 @@ use world::World;
 
 /// How long a condition may take to come true before the test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The host in a URL by which egresses find the server that webhooks are delivered to: its port is not known before it has started.
+pub const OUR_NAME: &str = "live-meeting.test";
 /// How often a condition is looked at that no change of the state announces.
 const TICK: Duration = Duration::from_millis(10);
 
