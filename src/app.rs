@@ -42,6 +42,8 @@ pub const ADMIN_KEY_FILE: &str = "admin-key";
 pub const TICKET_KEY_FILE: &str = "ticket-key";
 /// Names this server among those that share a database: whoever starts with the same storage directory is the same server, and its earlier run is dead.
 const SERVER_ID_FILE: &str = "server-id";
+/// Of 64 random hexadecimal digits: enough for no two servers to share a name.
+const SERVER_ID_LENGTH: usize = 12;
 
 /// A request's head must arrive within this.
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
@@ -97,9 +99,9 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let mint = TicketMint::new(key(config.secrets.ingest_ticket_secret.clone(), &config.storage.dir, TICKET_KEY_FILE)?);
     let store = Store::open(&config.database.url, config.database.connections).await;
     let database = |cause| StartError::Database { url: config.database.url.redacted(), cause };
-    let server = key(None, &config.storage.dir, SERVER_ID_FILE)?;
+    let server: String = key(None, &config.storage.dir, SERVER_ID_FILE)?.expose().chars().take(SERVER_ID_LENGTH).collect();
     let autopilot = autopilot(&config);
-    let host = Host { server: ServerId::new(server.expose()), autopilot: autopilot.as_ref().map(|_| config.livekit.rules.clone()) };
+    let host = Host { server: ServerId::new(server), autopilot: autopilot.as_ref().map(|_| config.livekit.rules.clone()) };
     let store = store.map_err(database)?.on_behalf_of(host);
     log::info!("database ready url={}", config.database.url.redacted());
     close_crashed(&store, &config.storage.audio_dir).await.map_err(database)?;

@@ -6,6 +6,7 @@ mod hang_ups;
 mod measurements;
 mod recordings;
 mod segments;
+mod start_queue;
 mod tables;
 mod webhooks;
 
@@ -68,6 +69,18 @@ contract! {
         only_segments_without_an_end_are_open,
         segments_come_in_the_order_of_their_making,
         a_segment_without_its_recording_is_refused_for_good,
+    }
+    start_queue::{
+        of_several_servers_one_claims_a_track,
+        an_egress_goes_from_the_queue_to_its_end_and_is_followed_by_one,
+        what_ends_takes_its_starts_out_of_the_queue,
+        what_is_not_recorded_says_why_and_an_operator_decides_over_rules,
+        webhooks_of_an_egress_end_its_own_row_alone,
+        a_socket_finds_its_egress_by_ticket_or_by_track,
+        the_work_of_a_silent_server_is_taken_over,
+        an_egress_without_a_row_is_adopted_where_it_has_business,
+        a_publisher_who_comes_back_is_followed_by_identity_and_source,
+        a_server_closes_what_itself_left_open,
     }
     measurements::{
         measurements_are_listed_with_their_speaker,

@@ -46,6 +46,8 @@ pub struct Reconciler {
     params: Arc<ReconcilerParams>,
     missing: HashSet<Missing>,
     looking: bool,
+    /// Once LiveKit has answered: until then an earlier run's rules may have decided.
+    has_looked: bool,
     /// Those who asked while a look was under way: their answer is the next.
     waiting: Vec<oneshot::Sender<()>>,
     /// Since when LiveKit has not answered; it is said once.
@@ -65,7 +67,7 @@ enum LookError {
 
 impl Reconciler {
     pub fn new(params: ReconcilerParams) -> Self {
-        Self { params: Arc::new(params), missing: HashSet::new(), looking: false, waiting: Vec::new(), silent_since: None }
+        Self { params: Arc::new(params), missing: HashSet::new(), looking: false, has_looked: false, waiting: Vec::new(), silent_since: None }
     }
 
     /// Looks, one look at a time; `done` hears when a look that began after this call has ended.
@@ -75,8 +77,8 @@ impl Reconciler {
             return;
         }
         self.looking = true;
-        let (params, before) = (Arc::clone(&self.params), self.missing.clone());
-        ctx.spawn(async move { look(&params, &before).await }.into_actor(self).map(move |looked, reconciler, ctx| {
+        let (params, before, anew) = (Arc::clone(&self.params), self.missing.clone(), !self.has_looked);
+        ctx.spawn(async move { look(&params, &before, anew).await }.into_actor(self).map(move |looked, reconciler, ctx| {
             reconciler.looking = false;
             reconciler.looked(looked, ctx);
             if let Some((starter, _)) = &reconciler.params.starter
@@ -100,6 +102,7 @@ impl Reconciler {
                 if let Some(since) = self.silent_since.take() {
                     log::info!("LiveKit answers again after_s={}", since.elapsed().as_secs());
                 }
+                self.has_looked = true;
                 self.missing = missing;
                 if !self.missing.is_empty() {
                     ctx.run_later(SECOND_LOOK, |reconciler, ctx| reconciler.look(None, ctx));
@@ -140,9 +143,9 @@ impl Handler<Reconcile> for Reconciler {
     }
 }
 
-async fn look(params: &ReconcilerParams, before: &HashSet<Missing>) -> Result<HashSet<Missing>, LookError> {
+async fn look(params: &ReconcilerParams, before: &HashSet<Missing>, anew: bool) -> Result<HashSet<Missing>, LookError> {
     // Read before LiveKit is: what is known and not listed was there before the list was made.
-    let known = params.store.known_sessions().await?;
+    let known = params.store.known_sessions(anew).await?;
     let rooms = params.livekit.rooms().await?;
     let listed: Vec<ListedRoom> =
         futures_util::stream::iter(rooms).map(|room| look_inside(&params.livekit, room)).buffer_unordered(ROOMS_AT_ONCE).collect().await;

@@ -94,9 +94,10 @@ impl Store {
         run!(self, reader, egresses::list(&filter, &page))
     }
 
-    /// Every session that has not ended, with who is in it and what they publish.
-    pub async fn known_sessions(&self) -> Result<Vec<KnownSession>, DbError> {
-        run!(self, reader, changes::known())
+    /// Every session that has not ended, with who is in it and what they publish. `anew`: tracks that were decided against count as undecided.
+    pub async fn known_sessions(&self, anew: bool) -> Result<Vec<KnownSession>, DbError> {
+        let host = self.host();
+        run!(self, reader, changes::known(&host, anew))
     }
 
     /// Notes what an operator wants of a track, plans anew, and tells the track's open egress. `None`: there is no such track in an active session.

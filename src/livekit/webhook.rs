@@ -229,7 +229,6 @@ impl RawEvent {
             id: EgressId::new(text(raw, "egressId")?),
             // Zero is left out (`docs/FACTS.md`, webhooks): the first of an egress's events has no status.
             status: status.map_or(EgressStatus::Starting, |name| EgressStatus::from_name(&name)),
-            track: raw.get("track").and_then(|track| text(track, "trackId")).map(TrackSid::new),
             detail: detail.map(|detail| scrub_text(&detail)),
         })
     }
@@ -439,7 +438,7 @@ mod tests {
             "track": {"trackId": "TR_1", "websocketUrl": "wss://h/egress-audio?ticket=v1.a.b"}}}));
         let EventKind::Egress(report) = event.kind else { panic!("{:?}", event.kind) };
         assert_eq!((report.id.as_str(), report.status), ("EG_1", EgressStatus::Failed));
-        assert_eq!((report.track, report.detail.as_deref()), (Some(TrackSid::new("TR_1")), Some("dial {...}: refused")));
+        assert_eq!(report.detail.as_deref(), Some("dial {...}: refused"));
         let started = parsed(json!({"event": "egress_started", "egressInfo": {"egressId": "EG_1", "roomId": "RM_1", "roomName": "r"}}));
         let EventKind::Egress(report) = started.kind else { panic!("{:?}", started.kind) };
         assert_eq!(report.status, EgressStatus::Starting);

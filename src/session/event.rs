@@ -48,8 +48,6 @@ pub enum EventKind {
 pub struct EgressReport {
     pub id: EgressId,
     pub status: EgressStatus,
-    /// Of a track egress.
-    pub track: Option<TrackSid>,
     /// What went wrong, or why it ended, without URLs.
     pub detail: Option<String>,
 }

@@ -34,7 +34,7 @@ pub struct KnownSession {
 #[derive(Debug, Clone, PartialEq)]
 pub struct KnownTrack {
     pub state: TrackState,
-    /// Somebody is at it: there is an open row for its egress.
+    /// Somebody is at it, or it is decided that nobody is to be.
     pub has_egress: bool,
 }
 

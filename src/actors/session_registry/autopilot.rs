@@ -18,7 +18,7 @@ pub struct AttachAutopilot {
     pub queue: Option<Recipient<QueueChanged>>,
     pub sockets: Option<Recipient<SocketNews>>,
     pub reconcile: Recipient<Reconcile>,
-    /// After so long without any message a connection has stalled.
+    /// After so long without audio a connection has stalled.
     pub stalled_after: Duration,
 }
 
@@ -65,8 +65,10 @@ impl SessionRegistry {
 
     pub(super) fn tell_stalled(&mut self) {
         let Some(stalled_after) = self.autopilot.as_ref().map(|autopilot| autopilot.stalled_after) else { return };
-        let stalled =
-            self.live.iter().filter(|(_, live)| live.track.is_some() && !live.stats.draining.load(Relaxed) && live.stats.idle() > stalled_after);
+        let stalled = self
+            .live
+            .iter()
+            .filter(|(_, live)| live.track.is_some() && !live.stats.draining.load(Relaxed) && live.stats.without_audio() > stalled_after);
         for connection in stalled.map(|(connection, _)| *connection).collect::<Vec<_>>() {
             self.tell(connection, SocketState::Stalled);
         }

@@ -1,6 +1,6 @@
 //! Lays what is said of a session over what is known, with everything that follows: one transaction of whoever calls.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -13,7 +13,7 @@ use crate::db::rows::events::TransitionRow;
 use crate::db::rows::{Host, Page, SessionRow, TrackRow};
 use crate::db::schema::transitions;
 use crate::ids::{EventId, RoomName, RoomSid, TrackSid, new_row_id};
-use crate::session::lifecycle::{Cause, Change, Step};
+use crate::session::lifecycle::{Cause, Change, ParticipantState, Step};
 use crate::session::plan::Wish;
 use crate::session::reconcile::{KnownSession, KnownTrack};
 
@@ -77,22 +77,31 @@ pub async fn wish(
     })
 }
 
-/// Every session that has not ended, with what is in it.
-pub async fn known(connection: &mut Connection) -> Result<Vec<KnownSession>, DbError> {
-    let with_egress: HashSet<String> = egresses::tracks_of_open(connection).await?.into_iter().collect();
-    let mut known = Vec::new();
-    for session in sessions::active(connection).await? {
-        let participants = sessions::present(connection, &session.id).await?;
-        let tracks = tracks::published(connection, &session.id).await?;
-        known.push(KnownSession {
-            room_sid: RoomSid::new(session.room_sid.unwrap_or_default()),
-            room_name: RoomName::new(session.room_name),
-            metadata: session.metadata,
-            participants: participants.iter().map(sessions::participant_state).collect(),
-            tracks: tracks.iter().map(|track| KnownTrack { has_egress: with_egress.contains(&track.id), state: tracks::state(track) }).collect(),
-        });
+/// Every session that has not ended, with what is in it. `anew`: what was decided against is to be decided again, for the rules may be others.
+pub async fn known(connection: &mut Connection, host: &Host, anew: bool) -> Result<Vec<KnownSession>, DbError> {
+    let decided: HashSet<String> = egresses::tracks_decided(connection, !anew).await?.into_iter().collect();
+    let needs_none = |track: &TrackRow| {
+        host.autopilot.is_none() || track.kind != "AUDIO" || track.wish.as_deref() == Some(Wish::Stop.as_str()) || decided.contains(&track.id)
+    };
+    let sessions = sessions::active(connection).await?;
+    let ids: Vec<&str> = sessions.iter().map(|session| session.id.as_str()).collect();
+    let mut participants: HashMap<String, Vec<ParticipantState>> = HashMap::new();
+    for (session, row) in sessions::present(connection, &ids).await? {
+        participants.entry(session).or_default().push(sessions::participant_state(&row));
     }
-    Ok(known)
+    let mut tracks: HashMap<String, Vec<KnownTrack>> = HashMap::new();
+    for row in tracks::published(connection, &ids).await? {
+        let known = KnownTrack { has_egress: needs_none(&row), state: tracks::state(&row) };
+        tracks.entry(row.session_id.unwrap_or_default()).or_default().push(known);
+    }
+    let known = sessions.into_iter().map(|session| KnownSession {
+        room_sid: RoomSid::new(session.room_sid.unwrap_or_default()),
+        room_name: RoomName::new(session.room_name),
+        metadata: session.metadata,
+        participants: participants.remove(&session.id).unwrap_or_default(),
+        tracks: tracks.remove(&session.id).unwrap_or_default(),
+    });
+    Ok(known.collect())
 }
 
 async fn write_steps(

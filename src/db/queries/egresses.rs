@@ -119,9 +119,13 @@ pub async fn open(connection: &mut Connection, server: Option<&ServerId>) -> Res
     whole(open.select(columns()).order(egresses::id.asc()).load(connection).await?)
 }
 
-/// The tracks that somebody is at.
-pub async fn tracks_of_open(connection: &mut Connection) -> Result<Vec<String>, DbError> {
-    Ok(egresses::table.filter(egresses::ended_at.is_null()).select(egresses::track_id).load(connection).await?)
+/// The tracks that somebody is at, and on request those that nobody is to be at.
+pub async fn tracks_decided(connection: &mut Connection, with_skipped: bool) -> Result<Vec<String>, DbError> {
+    let mut decided = egresses::table.filter(egresses::ended_at.is_null()).select(egresses::track_id).into_boxed::<Backend>();
+    if with_skipped {
+        decided = decided.or_filter(egresses::state.eq(EgressState::Skipped.as_str()));
+    }
+    Ok(decided.load(connection).await?)
 }
 
 /// One row, open or not.

@@ -166,15 +166,16 @@ pub fn participant_state(row: &ParticipantRow) -> ParticipantState {
     }
 }
 
-/// Sessions that have not ended, and participants of one whose leaving nobody has told.
+/// Sessions that have not ended.
 pub async fn active(connection: &mut Connection) -> Result<Vec<SessionRow>, DbError> {
     let active = sessions::table.filter(sessions::status.eq(SessionStatus::Active.as_str())).filter(sessions::room_sid.is_not_null());
     Ok(active.select(SessionRow::as_select()).load(connection).await?)
 }
 
-pub async fn present(connection: &mut Connection, session: &str) -> Result<Vec<ParticipantRow>, DbError> {
-    let present = participants::table.filter(participants::session_id.eq(session)).filter(participants::left_at.is_null());
-    Ok(present.select(ParticipantRow::as_select()).load(connection).await?)
+/// Participants of sessions whose leaving nobody has told, each with its session.
+pub async fn present(connection: &mut Connection, of: &[&str]) -> Result<Vec<(String, ParticipantRow)>, DbError> {
+    let present = participants::table.filter(participants::session_id.eq_any(of)).filter(participants::left_at.is_null());
+    Ok(present.select((participants::session_id, ParticipantRow::as_select())).load(connection).await?)
 }
 
 pub(super) fn naive(time: Option<DateTime<Utc>>) -> Option<NaiveDateTime> {

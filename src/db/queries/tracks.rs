@@ -87,10 +87,10 @@ pub async fn find(connection: &mut Connection, session: &str, track: &TrackSid) 
     Ok(this.select(TrackRow::as_select()).first(connection).await.optional()?)
 }
 
-/// Tracks of a session that LiveKit has told of, and whose end nobody has.
-pub async fn published(connection: &mut Connection, session: &str) -> Result<Vec<TrackRow>, DbError> {
+/// Tracks of sessions that LiveKit has told of, and whose end nobody has.
+pub async fn published(connection: &mut Connection, of: &[&str]) -> Result<Vec<TrackRow>, DbError> {
     let these =
-        tracks::table.filter(tracks::session_id.eq(session)).filter(tracks::unpublished_at.is_null()).filter(tracks::published_at.is_not_null());
+        tracks::table.filter(tracks::session_id.eq_any(of)).filter(tracks::unpublished_at.is_null()).filter(tracks::published_at.is_not_null());
     Ok(these.select(TrackRow::as_select()).load(connection).await?)
 }
 
