@@ -227,16 +227,11 @@ fn livekit(config: &Config) -> Option<Arc<LiveKit>> {
 
 /// Where egresses are to send their audio, if this server starts them.
 fn autopilot(config: &Config) -> Option<String> {
-    let missing = [
-        ("LIVEKIT_URL", config.livekit.url.is_none()),
-        ("LIVEKIT_API_KEY and LIVEKIT_API_SECRET", config.livekit.api_key.is_none()),
-        ("EGRESS_WS_BASE", config.ingest.ws_base.is_none()),
-    ];
-    let missing: Vec<&str> = missing.into_iter().filter(|(_, is_missing)| *is_missing).map(|(name, _)| name).collect();
     if !config.livekit.autopilot {
         log::info!("tracks are not recorded by themselves: livekit.autopilot is false");
         return None;
     }
+    let missing = config.livekit.missing_for_autopilot(&config.ingest);
     if !missing.is_empty() {
         log::warn!("tracks are not recorded by themselves: {} is not set", missing.join(" and "));
         return None;

@@ -67,6 +67,7 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     ));
     findings.push(("webhooks", webhooks(&config)));
     findings.push(("LiveKit", livekit(&config).await));
+    findings.push(("autopilot", autopilot(&config).await));
     findings.push((
         "Hume",
         match (&config.secrets.hume_api_key, &config.hume.url) {
@@ -145,9 +146,30 @@ async fn livekit(config: &Config) -> Finding {
     let Some(url) = &config.livekit.url else {
         return Finding::Note("a key and a secret are set, but not tried: LIVEKIT_URL is not set".to_owned());
     };
-    let access = LiveKitAccess { url: url.clone(), api_key: key.clone(), api_secret: secret.clone(), timeout: LIVEKIT_TIMEOUT };
-    match LiveKit::new(&access).rooms().await {
+    match client(url, key, secret).rooms().await {
         Ok(rooms) => Finding::Fine(format!("{url} accepts the key {key}; {} rooms are open", rooms.len())),
         Err(error) => Finding::Fault(format!("{url}: {error}")),
     }
+}
+
+/// Whether tracks are recorded by themselves; if so, whether LiveKit's egress API answers.
+async fn autopilot(config: &Config) -> Finding {
+    if !config.livekit.autopilot {
+        return Finding::Note("off: livekit.autopilot is false".to_owned());
+    }
+    let missing = config.livekit.missing_for_autopilot(&config.ingest);
+    let (Some(url), Some((key, secret)), Some(base)) =
+        (&config.livekit.url, config.livekit.api_key.as_ref().zip(config.secrets.livekit_api_secret.as_ref()), &config.ingest.ws_base)
+    else {
+        return Finding::Note(format!("off: {} is not set", missing.join(" and ")));
+    };
+    match client(url, key, secret).own_egresses(None, base).await {
+        Ok(running) => Finding::Fine(format!("every published track is recorded at {base}; {} egresses send there now", running.len())),
+        Err(error) => Finding::Fault(format!("LiveKit does not list its egresses: {error}")),
+    }
+}
+
+fn client(url: &str, key: &str, secret: &Secret) -> LiveKit {
+    let (url, api_key, api_secret) = (url.to_owned(), key.to_owned(), secret.clone());
+    LiveKit::new(&LiveKitAccess { url, api_key, api_secret, timeout: LIVEKIT_TIMEOUT })
 }

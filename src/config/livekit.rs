@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::Config;
 use super::reader::Reader;
 use super::rules::rules;
 use super::secret::Secret;
 use super::value::{duration, flag, livekit_url, text, whole};
+use super::{Config, IngestConfig};
 use crate::session::rules::Rules;
 
 /// How LiveKit's API is reached, and what is asked of it. The secret of the key is in [`super::Secrets`]; both are set or neither.
@@ -46,6 +46,18 @@ impl LiveKitConfig {
             restart_after: reader.take("livekit", "restart_after", &[], "30s", duration("5s", "10m")),
             rules: rules(reader),
         }
+    }
+}
+
+impl LiveKitConfig {
+    /// The variables that stand between this server and starting egresses by itself.
+    pub fn missing_for_autopilot(&self, ingest: &IngestConfig) -> Vec<&'static str> {
+        let needs = [
+            ("LIVEKIT_URL", self.url.is_none()),
+            ("LIVEKIT_API_KEY with its secret", self.api_key.is_none()),
+            ("EGRESS_WS_BASE", ingest.ws_base.is_none()),
+        ];
+        needs.into_iter().filter(|(_, is_missing)| *is_missing).map(|(name, _)| name).collect()
     }
 }
 
