@@ -236,6 +236,9 @@ fn autopilot(config: &Config) -> Option<String> {
         log::warn!("tracks are not recorded by themselves: {} is not set", missing.join(" and "));
         return None;
     }
+    if let Some(base) = &config.ingest.ws_base {
+        log::info!("every published track is recorded, as the rules say, by an egress to {base}");
+    }
     config.ingest.ws_base.clone()
 }
 
@@ -323,7 +326,7 @@ fn set_timeouts(stream: &actix_web::rt::net::TcpStream) {
     }
 }
 
-/// Ends the segments and recordings that an earlier run left open: the files know how long they are. One server to a database.
+/// Ends the segments and recordings that an earlier run of this server left open: the files know how long they are.
 async fn close_crashed(store: &Store, audio_dir: &Path) -> Result<(), DbError> {
     for row in store.open_segments().await? {
         let id = SegmentId::new(row.id.clone());

@@ -220,7 +220,12 @@ impl EgressStarter {
         let now = Instant::now();
         match attempted {
             Attempted::Agreed => self.pacer.succeeded(),
-            Attempted::PutOff { was_busy: true, .. } => self.pacer.refused(round, now, jitter()),
+            Attempted::PutOff { was_busy: true, .. } => {
+                if self.pacer.refused(round, now, jitter()) {
+                    let waiting = self.jobs.values().filter(|job| matches!(job.phase, JobPhase::Waiting { .. } | JobPhase::Asking)).count();
+                    log::warn!("LiveKit has no room for more egresses now waiting={waiting}");
+                }
+            }
             Attempted::PutOff { was_busy: false, .. } | Attempted::Over => self.pacer.ended(),
         }
         if attempted == Attempted::Over {

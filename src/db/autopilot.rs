@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::rows::egresses::{Egress, EgressFilter};
+use super::rows::egresses::{Adoption, Egress, EgressFilter};
 use super::rows::{Page, TrackRow};
 use super::{DbError, Engine, POOL_WAIT, Store, postgres, sqlite};
 use crate::ids::{EgressId, Identity, RoomName, StartId, TicketId, TrackSid};
@@ -59,10 +59,10 @@ impl Store {
         run!(self, writer, egresses::connected((&ticket, &room, &track), &node, &host, now))
     }
 
-    /// Takes an egress that nobody here asked for as a track's own. `is_live`: its audio arrives here. `false`: it has no business here.
-    pub async fn adopt_egress(&self, room: RoomName, track: TrackSid, egress: EgressId, is_live: bool, now: DateTime<Utc>) -> Result<bool, DbError> {
+    /// Takes an egress that nobody here asked for as a track's own, where that has none.
+    pub async fn adopt_egress(&self, room: RoomName, track: TrackSid, egress: EgressId, now: DateTime<Utc>) -> Result<Adoption, DbError> {
         let host = self.host();
-        run!(self, writer, egresses::adopt((&room, &track), &egress, is_live, &host, now))
+        run!(self, writer, egresses::adopt((&room, &track), &egress, &host, now))
     }
 
     pub async fn egress_lost(&self, id: StartId, error: Option<String>) -> Result<bool, DbError> {

@@ -53,7 +53,10 @@ impl From<ServiceError> for CallError {
         match error {
             ServiceError::Twirp(ServerError::Twirp(answer)) => from_code(&answer.code, scrub_text(&answer.to_string())),
             ServiceError::Twirp(ServerError::Request(error)) if error.is_connect() => Self::Unreachable(text(&error)),
-            // Also an error page of a proxy: livekit-api reads every error as JSON and loses the status.
+            // livekit-api reads every error as JSON and loses the status of what is none: LiveKit's own 401 and a proxy's pages are plain text.
+            ServiceError::Twirp(ServerError::Request(error)) if error.is_decode() => {
+                Self::Unanswered("what came back is no answer of its API: a wrong key or secret, or a proxy's page".to_owned())
+            }
             ServiceError::Twirp(ServerError::Request(error)) => Self::Unanswered(text(&error)),
             ServiceError::Twirp(ServerError::Prost(error)) => Self::Unanswered(text(&error)),
             ServiceError::Twirp(ServerError::Url(error)) => Self::Refused(text(&error)),
@@ -154,10 +157,15 @@ impl LiveKit {
 
     /// Ends an egress. One that has ended or was never there is no error.
     pub async fn stop_egress(&self, egress: &EgressId) -> Result<(), CallError> {
-        match self.egress.stop_egress(egress.as_str()).await.map_err(CallError::from) {
-            // LiveKit answers failed_precondition for an egress that has ended.
-            Ok(_) | Err(CallError::NotFound(_) | CallError::Refused(_)) => Ok(()),
-            Err(error) => Err(error),
+        match self.egress.stop_egress(egress.as_str()).await {
+            Ok(_) => Ok(()),
+            // The second is LiveKit's word for an egress that has ended.
+            Err(ServiceError::Twirp(ServerError::Twirp(answer)))
+                if [ServerErrorCode::NOT_FOUND, ServerErrorCode::FAILED_PRECONDITION].contains(&answer.code.as_str()) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -3,12 +3,12 @@
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use live_meeting::db::Store;
-use live_meeting::db::rows::egresses::{Egress, EgressFilter, EgressState};
+use live_meeting::db::rows::egresses::{Adoption, Egress, EgressFilter, EgressState};
 use live_meeting::db::rows::{EndReason, Host, NewRecording};
 use live_meeting::ids::{EgressId, RecordingId, RoomName, SegmentId, ServerId, StartId, TicketId, TrackSid};
 use live_meeting::session::event::{EgressReport, EgressStatus, EventKind, SessionEvent, Track};
 use live_meeting::session::plan::{Reason, Wish};
-use live_meeting::session::rules::Rules;
+use live_meeting::session::rules::{Action, Rule, Rules};
 
 use super::engine::TestDatabase;
 use super::fixtures::{ALL, at, close, closed, deliver, ended, event, new_recording, new_segment, participant, track};
@@ -184,17 +184,25 @@ pub async fn the_work_of_a_silent_server_is_taken_over(db: &TestDatabase) {
 pub async fn an_egress_without_a_row_is_adopted_where_it_has_business(db: &TestDatabase) {
     let store = server(db, "a").await;
     deliver(&store, published(track("TR_1", "mic"), 1)).await;
-    let adopt = |sid: &str, egress: &str, live| store.adopt_egress(room(), TrackSid::new(sid), EgressId::new(egress), live, at(5));
-    assert!(!adopt("TR_1", "EG_1", true).await.unwrap(), "the track has one");
+    let adopt = |sid: &str, egress: &str| store.adopt_egress(room(), TrackSid::new(sid), EgressId::new(egress), at(5));
+    assert_eq!(adopt("TR_1", "EG_1").await.unwrap(), Adoption::Unwanted, "the track has one");
     store.end_egress(row(&store, "TR_1").await.id, Reason::Gone, at(2)).await.unwrap();
-    assert!(adopt("TR_1", "EG_1", false).await.unwrap());
+    assert_eq!(adopt("TR_1", "EG_1").await.unwrap(), Adoption::Adopted);
     let adopted = rows(&store, "TR_1").await.pop().unwrap();
     assert_eq!((adopted.state, adopted.row.egress_id.as_deref()), (EgressState::Starting, Some("EG_1")));
-    assert!(!adopt("TR_none", "EG_2", false).await.unwrap(), "nobody knows the track");
-    assert!(adopt("TR_none", "EG_2", true).await.unwrap(), "but its audio comes: it is left alone");
+    assert_eq!(adopt("TR_none", "EG_2").await.unwrap(), Adoption::Unknown);
     store.wish(ROOM.to_owned(), TrackSid::new("TR_1"), Wish::Stop, at(6)).await.unwrap();
     store.end_egress(adopted.id, Reason::Stopped, at(6)).await.unwrap();
-    assert!(!adopt("TR_1", "EG_3", true).await.unwrap(), "an operator does not want it");
+    assert_eq!(adopt("TR_1", "EG_3").await.unwrap(), Adoption::Unwanted, "an operator does not want it");
+    let skipping = server(db, "b").await.on_behalf_of(Host { server: ServerId::new("b"), autopilot: Some(nothing()) });
+    deliver(&skipping, published(track("TR_2", "mic"), 7)).await;
+    let by_hand = skipping.adopt_egress(room(), TrackSid::new("TR_2"), EgressId::new("EG_4"), at(8)).await.unwrap();
+    assert_eq!(by_hand, Adoption::NotOurs, "who made a ticket for it wants it");
+}
+
+/// Rules that record nothing.
+fn nothing() -> Rules {
+    Rules::new(vec![Rule { room: None, kinds: Vec::new(), identity: None, sources: Vec::new(), action: Action::Ignore }])
 }
 
 /// Ana's connection for a track, with its only segment.

@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::Tools;
 use crate::actors::child::{full_jitter, jitter};
 use crate::db::DbError;
-use crate::db::rows::egresses::{Egress, EgressState};
+use crate::db::rows::egresses::{Adoption, Egress, EgressState};
 use crate::ids::{EgressId, RoomName, StartId, TrackSid};
 use crate::livekit::api::{CallError, OwnEgress};
 use crate::livekit::scrub::scrub_text;
@@ -112,9 +112,15 @@ impl Tools {
                 Some(_) => {}
                 None => {
                     let is_live = live.contains(&(orphan.room.clone(), orphan.track.clone()));
-                    if self.store.adopt_egress(orphan.room.clone(), orphan.track.clone(), orphan.id.clone(), is_live, Utc::now()).await? {
-                        log::info!("an egress is adopted that nobody here asked for egress_id={} track_sid={}", orphan.id, orphan.track);
-                        continue;
+                    match self.store.adopt_egress(orphan.room.clone(), orphan.track.clone(), orphan.id.clone(), Utc::now()).await? {
+                        Adoption::Adopted => {
+                            log::info!("an egress is adopted that nobody here asked for egress_id={} track_sid={}", orphan.id, orphan.track);
+                            continue;
+                        }
+                        Adoption::NotOurs => continue,
+                        // Somebody's ticket brings audio that nothing else has told of, or may yet: the next look knows.
+                        Adoption::Unknown if is_live || orphan.status == EgressStatus::Starting => continue,
+                        Adoption::Unknown | Adoption::Unwanted => {}
                     }
                 }
             }

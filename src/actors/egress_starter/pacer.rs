@@ -52,16 +52,17 @@ impl Pacer {
         self.paused_until = None;
     }
 
-    /// No node had room. `jitter` is from 0 to 1.
-    pub fn refused(&mut self, round: Round, now: Instant, jitter: f64) {
+    /// No node had room. `jitter` is from 0 to 1. `true`: the first refusal since a success.
+    pub fn refused(&mut self, round: Round, now: Instant, jitter: f64) -> bool {
         self.ended();
         if round != Round(self.round) {
-            return;
+            return false;
         }
         self.round += 1;
         self.window = (self.window / 2).max(self.min);
         self.paused_until = Some(now + full_jitter(self.refusals, FIRST_PAUSE, MAX_PAUSE, jitter));
         self.refusals += 1;
+        self.refusals == 1
     }
 
     /// Anything else: it says nothing about the nodes.

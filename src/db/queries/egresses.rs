@@ -6,7 +6,7 @@ use diesel_async::RunQueryDsl;
 
 use super::{Backend, Connection, tracks};
 use crate::db::DbError;
-use crate::db::rows::egresses::{Egress, EgressFilter, EgressRow, EgressState};
+use crate::db::rows::egresses::{Adoption, Egress, EgressFilter, EgressRow, EgressState};
 use crate::db::rows::{Host, Page, SessionRow, TrackRow};
 use crate::db::schema::{egresses, servers, sessions, tracks as tracks_table};
 use crate::ids::{EgressId, Identity, RoomName, ServerId, StartId, TicketId, TrackSid, new_row_id};
@@ -240,24 +240,22 @@ pub async fn connected(
     Ok(diesel::update(this).set(active).execute(connection).await? == 1)
 }
 
-/// Takes an egress that runs without a row as the track's own, where it is to be recorded and has none. `false`: it has no business here.
+/// Takes an egress that runs without a row as the track's own, where it is to be recorded and has none.
 pub async fn adopt(
     connection: &mut Connection,
     (room, track): (&RoomName, &TrackSid),
     egress: &EgressId,
-    is_live: bool,
     host: &Host,
     now: DateTime<Utc>,
-) -> Result<bool, DbError> {
-    let Some(rules) = &host.autopilot else { return Ok(true) };
-    // Somebody's ticket brought audio of a track that nothing else has told of.
-    let Some(session) = super::sessions::active_of_room(connection, room).await? else { return Ok(is_live) };
-    let Some(track) = tracks::find(connection, &session.id, track).await? else { return Ok(is_live) };
+) -> Result<Adoption, DbError> {
+    let Some(rules) = &host.autopilot else { return Ok(Adoption::NotOurs) };
+    let Some(session) = super::sessions::active_of_room(connection, room).await? else { return Ok(Adoption::Unknown) };
+    let Some(track) = tracks::find(connection, &session.id, track).await? else { return Ok(Adoption::Unknown) };
     match decide(connection, &session, &track, rules).await? {
         Plan::Record(_) | Plan::AskKind => {}
-        // An operator's ticket stands over a rule.
-        Plan::Leave(Reason::Rule) => return Ok(is_live),
-        Plan::Leave(_) => return Ok(false),
+        // Somebody made a ticket for it by hand: that stands over a rule.
+        Plan::Leave(Reason::Rule) => return Ok(Adoption::NotOurs),
+        Plan::Leave(_) => return Ok(Adoption::Unwanted),
     }
     let columns = (
         egresses::id.eq(new_row_id()),
@@ -271,7 +269,8 @@ pub async fn adopt(
         egresses::due_at.eq(now.naive_utc()),
         egresses::started_at.eq(now.naive_utc()),
     );
-    Ok(diesel::insert_into(egresses::table).values(columns).on_conflict_do_nothing().execute(connection).await? == 1)
+    let adopted = diesel::insert_into(egresses::table).values(columns).on_conflict_do_nothing().execute(connection).await? == 1;
+    Ok(if adopted { Adoption::Adopted } else { Adoption::Unwanted })
 }
 
 /// The socket or the egress ended.

@@ -111,6 +111,19 @@ impl Egress {
     }
 }
 
+/// What becomes of an egress that runs without a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adoption {
+    /// It has one now.
+    Adopted,
+    /// A person started it, or another server's autopilot: it is left alone.
+    NotOurs,
+    /// Its track is in no active session.
+    Unknown,
+    /// The track has another, is not to be recorded, or has ended.
+    Unwanted,
+}
+
 /// Which egresses are asked for; what is absent leaves all.
 #[derive(Debug, Clone, Default)]
 pub struct EgressFilter {
