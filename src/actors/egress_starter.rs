@@ -32,6 +32,8 @@ use crate::ticket::TicketMint;
 
 /// 200 tracks may be published at once, each with a word about its row and its socket.
 const MAILBOX_CAPACITY: usize = 1_024;
+/// Between two readings of the queue while it keeps changing.
+const SYNC_INTERVAL: Duration = Duration::from_millis(50);
 /// How often this server says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// A server that has not said so for this long is dead.
@@ -137,7 +139,8 @@ impl EgressStarter {
                 Err(error) => log::warn!("the start queue cannot be read now error={error}"),
             }
             if std::mem::take(&mut starter.sync_again) {
-                starter.sync(ctx);
+                // Many changes at once are read together.
+                ctx.run_later(SYNC_INTERVAL, |starter, ctx| starter.sync(ctx));
             }
         }));
     }

@@ -220,6 +220,7 @@ impl Handler<ApplyEvent> for SessionRegistry {
     fn handle(&mut self, ApplyEvent(arrival): ApplyEvent, _: &mut Context<Self>) -> Self::Result {
         let store = self.store.clone();
         let (name, id) = (arrival.event.name.clone(), arrival.event.id.clone());
+        let may_change_queue = arrival.event.kind.may_change_queue();
         let applied = async move { store.apply_event(arrival).await };
         Box::pin(applied.into_actor(self).map(move |applied, registry, _| {
             match &applied {
@@ -240,8 +241,8 @@ impl Handler<ApplyEvent> for SessionRegistry {
                 Err(error) => log::error!("a webhook could not be kept event={name:?} event_id={id} error={error}"),
             }
             match &applied {
-                Ok(Applied::Kept(Some(_))) => registry.queue_changed(),
-                Ok(Applied::Kept(None) | Applied::Repeated) => {}
+                Ok(Applied::Kept(Some(_))) if may_change_queue => registry.queue_changed(),
+                Ok(Applied::Kept(_) | Applied::Repeated) => {}
                 // What LiveKit says may be lost with it: it is asked.
                 Ok(Applied::Failed(_)) | Err(_) => registry.reconcile(),
             }

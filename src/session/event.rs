@@ -43,6 +43,17 @@ pub enum EventKind {
     Other,
 }
 
+impl EventKind {
+    /// Whether an egress may have to be started or replaced, or not to be started any more.
+    pub fn may_change_queue(&self) -> bool {
+        match self {
+            Self::TrackPublished(..) | Self::TrackUnpublished(..) | Self::RoomEnded => true,
+            Self::Egress(report) => report.status.is_final(),
+            Self::RoomStarted | Self::ParticipantJoined(_) | Self::ParticipantLeft(_) | Self::Other => false,
+        }
+    }
+}
+
 /// What LiveKit says of an egress, without the URL it sends to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EgressReport {
