@@ -3,6 +3,7 @@
 mod engine;
 mod fixtures;
 mod hang_ups;
+mod ledger;
 mod measurements;
 mod recordings;
 mod segments;
@@ -52,6 +53,15 @@ contract! {
         sessions_are_listed_newest_first_and_by_filter,
         pages_of_sessions_neither_repeat_nor_lose_a_row_when_others_come_between,
         nul_and_long_and_emoji_names_survive,
+    }
+    ledger::{
+        every_repetition_is_counted_and_what_came_of_the_first_stays,
+        events_of_many_rooms_at_the_same_time_are_each_applied_once_and_in_their_rooms_order,
+        an_event_that_cannot_be_applied_is_kept_as_failed_and_takes_no_other_with_it,
+        each_step_is_written_once_with_the_event_that_caused_it,
+        what_the_application_says_of_rooms_and_people_stands_on_their_rows,
+        the_ledger_is_listed_newest_first_by_filter_and_by_page,
+        events_before_a_time_are_forgotten_however_many_they_are,
     }
     recordings::{
         admission_finds_the_active_session,

@@ -9,6 +9,9 @@ use crate::ids::EventId;
 use crate::session::event::SessionEvent;
 use crate::session::lifecycle::{Cause, Change};
 
+/// Events that are forgotten in one transaction, which keeps others from writing on SQLite; below the number of values that a statement takes there.
+const FORGET_AT_ONCE: usize = 500;
+
 impl Store {
     /// Keeps an event and commits everything it changes with it, together with others that arrive at the same time. A known id changes nothing.
     ///
@@ -50,7 +53,14 @@ impl Store {
 
     /// Forgets the events that were received before a time.
     pub async fn forget_events(&self, before: NaiveDateTime) -> Result<usize, DbError> {
-        run!(self, writer, events::forget(before))
+        let mut forgotten = 0;
+        loop {
+            let gone = run!(self, writer, events::forget(before, FORGET_AT_ONCE))?;
+            forgotten += gone;
+            if gone < FORGET_AT_ONCE {
+                return Ok(forgotten);
+            }
+        }
     }
 
     /// What happened in a session, and who caused it.

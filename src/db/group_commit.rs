@@ -49,9 +49,9 @@ impl Lanes {
         let hash = BuildHasherDefault::<DefaultHasher>::new().hash_one(room);
         let lane = usize::try_from(hash).unwrap_or_default().checked_rem(self.lanes.len()).unwrap_or_default();
         let (answer, applied) = oneshot::channel();
-        let sent = self.lanes.get(lane).map(|lane| lane.send(Waiting { arrival, host, answer }).is_ok());
+        let sent = self.lanes.get(lane).is_some_and(|lane| lane.send(Waiting { arrival, host, answer }).is_ok());
         match (sent, applied.await) {
-            (Some(true), Ok(applied)) => applied,
+            (true, Ok(applied)) => applied,
             _ => Err(DbError::Connect("the store has stopped".to_owned())),
         }
     }

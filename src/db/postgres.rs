@@ -72,5 +72,19 @@ macro_rules! transaction {
     };
 }
 
+/// Inserts the rows that are not there yet, and gives the ids of those. A statement is a journey here, so all have one.
+macro_rules! insert_new {
+    ($connection:expr, $table:ident, $rows:expr) => {{
+        let into = diesel::insert_into($table::table);
+        let new: Vec<String> = match $rows.as_slice() {
+            [] => Vec::new(),
+            // Its statement is prepared once, those of several rows each time.
+            [row] => into.values(row).on_conflict_do_nothing().returning($table::id).load($connection).await?,
+            rows => into.values(rows).on_conflict_do_nothing().returning($table::id).load($connection).await?,
+        };
+        new
+    }};
+}
+
 #[path = "queries/mod.rs"]
 pub mod queries;

@@ -99,5 +99,17 @@ macro_rules! transaction {
     };
 }
 
+/// Inserts the rows that are not there yet, and gives the ids of those. A statement is a call here, so each row has its own.
+macro_rules! insert_new {
+    ($connection:expr, $table:ident, $rows:expr) => {{
+        let mut new: Vec<String> = Vec::new();
+        for row in $rows {
+            let insert = diesel::insert_into($table::table).values(row).on_conflict_do_nothing().returning($table::id);
+            new.extend(insert.get_result($connection).await.optional()?);
+        }
+        new
+    }};
+}
+
 #[path = "queries/mod.rs"]
 pub mod queries;

@@ -18,6 +18,11 @@ pub fn storable(body: &[u8]) -> String {
     }
 }
 
+/// Whether something was taken out of a text that was kept.
+pub fn is_scrubbed(text: &str) -> bool {
+    text.contains(REDACTED)
+}
+
 fn redact(value: &mut Value) {
     match value {
         Value::String(text) => *text = scrub_text(text),

@@ -1,72 +1,80 @@
 //! Webhook events: each is kept once, together with all that it changes.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use super::{Backend, Connection, changes, egresses};
+use super::changes::Changes;
+use super::{Backend, Connection, egresses};
 use crate::db::DbError;
-use crate::db::rows::events::{Applied, Arrival, EventFilter, Outcome, WebhookEventRow};
+use crate::db::rows::events::{Applied, Arrival, EventFilter, NewWebhookEvent, Outcome, WebhookEventRow};
 use crate::db::rows::{Host, Page, SessionRow};
 use crate::db::schema::webhook_events;
 use crate::ids::EventId;
 use crate::session::event::{EventKind, SessionEvent};
-use crate::session::lifecycle::{self, Cause};
+use crate::session::lifecycle::{Cause, Change, change};
 
 /// Keeps the events and commits the effects of all with them, in their order.
 pub async fn apply(connection: &mut Connection, arrivals: &[Arrival], host: &Host) -> Result<Vec<Applied>, DbError> {
     transaction!(connection, async |connection| {
+        let rows: Vec<NewWebhookEvent<'_>> = arrivals.iter().map(|arrival| row(arrival, outcome(arrival), None)).collect();
+        let mut new: HashSet<String> = insert_new!(connection, webhook_events, &rows).into_iter().collect();
+        let mut changes = Changes::new(host);
+        let ahead: Vec<Change> =
+            arrivals.iter().filter(|arrival| new.contains(arrival.event.id.as_str())).filter_map(|it| change(&it.event)).collect();
+        changes.fetch(connection, &ahead.iter().collect::<Vec<_>>()).await?;
         let mut applied = Vec::with_capacity(arrivals.len());
-        for arrival in arrivals {
-            applied.push(apply_one(connection, arrival, host).await?);
+        for Arrival { event, body } in arrivals {
+            // Of those that come twice at once, the first is the new one.
+            if new.remove(event.id.as_str()) {
+                let cause = Cause::Webhook(event.id.clone());
+                applied.push(Applied::Kept(effects(connection, event, &cause, &mut changes, body.received_at).await?));
+            } else {
+                count_repetition(connection, &event.id).await?;
+                applied.push(Applied::Repeated);
+            }
         }
+        changes.finish(connection).await?;
         Ok(applied)
     })
 }
 
-async fn apply_one(connection: &mut Connection, arrival: &Arrival, host: &Host) -> Result<Applied, DbError> {
-    let Arrival { event, body } = arrival;
-    let outcome = match &event.room {
+fn outcome(Arrival { event, body }: &Arrival) -> Outcome {
+    match &event.room {
         _ if !body.understood => Outcome::NotUnderstood,
         None => Outcome::NoRoom,
         Some(_) => Outcome::Applied,
-    };
-    if !keep(connection, arrival, outcome, None).await? {
-        return Ok(Applied::Repeated);
     }
-    Ok(Applied::Kept(effects(connection, event, &Cause::Webhook(event.id.clone()), host, body.received_at).await?))
 }
 
-/// `false`: it was known, and is counted.
-async fn keep(connection: &mut Connection, Arrival { event, body }: &Arrival, outcome: Outcome, problem: Option<&str>) -> Result<bool, DbError> {
-    let columns = (
-        webhook_events::id.eq(event.id.as_str()),
-        webhook_events::event.eq(event.name.replace('\0', "\u{2400}")),
-        webhook_events::room_sid.eq(event.room.as_ref().map(|room| room.sid.as_str())),
-        webhook_events::room_name.eq(event.room.as_ref().map(|room| room.name.as_str())),
-        webhook_events::created_at.eq(event.created_at.naive_utc()),
-        webhook_events::received_at.eq(body.received_at.naive_utc()),
-        webhook_events::understood.eq(body.understood),
-        webhook_events::body.eq(&body.text),
-        webhook_events::outcome.eq(outcome.as_str()),
-        webhook_events::problem.eq(problem),
-    );
-    let attempts: i32 = diesel::insert_into(webhook_events::table)
-        .values(columns)
-        .on_conflict(webhook_events::id)
-        .do_update()
-        .set(webhook_events::attempts.eq(webhook_events::attempts + 1))
-        .returning(webhook_events::attempts)
-        .get_result(connection)
-        .await?;
-    Ok(attempts == 1)
+fn row<'a>(Arrival { event, body }: &'a Arrival, outcome: Outcome, problem: Option<&'a str>) -> NewWebhookEvent<'a> {
+    NewWebhookEvent {
+        id: event.id.as_str(),
+        event: event.name.replace('\0', "\u{2400}"),
+        room_sid: event.room.as_ref().map(|room| room.sid.as_str()),
+        room_name: event.room.as_ref().map(|room| room.name.as_str()),
+        created_at: event.created_at.naive_utc(),
+        received_at: body.received_at.naive_utc(),
+        understood: body.understood,
+        body: &body.text,
+        outcome: outcome.as_str(),
+        problem,
+    }
+}
+
+async fn count_repetition(connection: &mut Connection, id: &EventId) -> Result<(), DbError> {
+    let this = webhook_events::table.filter(webhook_events::id.eq(id.as_str()));
+    diesel::update(this).set(webhook_events::attempts.eq(webhook_events::attempts + 1)).execute(connection).await?;
+    Ok(())
 }
 
 async fn effects(
     connection: &mut Connection,
     event: &SessionEvent,
     cause: &Cause,
-    host: &Host,
+    changes: &mut Changes<'_>,
     now: DateTime<Utc>,
 ) -> Result<Option<SessionRow>, DbError> {
     if let EventKind::Egress(report) = &event.kind
@@ -74,29 +82,35 @@ async fn effects(
     {
         egresses::report_end(connection, &report.id, report.detail.as_deref()).await?;
     }
-    match lifecycle::change(event) {
-        Some(change) => Ok(Some(changes::apply(connection, change, cause, host, now).await?)),
+    match change(event) {
+        Some(change) => Ok(Some(changes.apply(connection, change, cause, now).await?)),
         None => Ok(None),
     }
 }
 
 /// Keeps an event whose effects the database does not take, so that it can be applied again later.
 pub async fn keep_failed(connection: &mut Connection, arrival: &Arrival, problem: &str) -> Result<(), DbError> {
-    keep(connection, arrival, Outcome::Failed, Some(problem)).await?;
+    let rows = vec![row(arrival, Outcome::Failed, Some(problem))];
+    if insert_new!(connection, webhook_events, &rows).is_empty() {
+        count_repetition(connection, &arrival.event.id).await?;
+    }
     Ok(())
 }
 
 /// Applies a kept event once more, on an operator's word.
 pub async fn replay(connection: &mut Connection, event: &SessionEvent, host: &Host, now: DateTime<Utc>) -> Result<Option<SessionRow>, DbError> {
     transaction!(connection, async |connection| {
-        let session = effects(connection, event, &Cause::Operator, host, now).await?;
+        let mut changes = Changes::new(host);
+        let session = effects(connection, event, &Cause::Operator, &mut changes, now).await?;
+        changes.finish(connection).await?;
         let outcome = if session.is_some() { Outcome::Applied } else { Outcome::NoRoom };
-        let changes = (
+        let replayed = (
             webhook_events::attempts.eq(webhook_events::attempts + 1),
             webhook_events::outcome.eq(outcome.as_str()),
             webhook_events::problem.eq(None::<String>),
+            webhook_events::understood.eq(true),
         );
-        diesel::update(webhook_events::table.filter(webhook_events::id.eq(event.id.as_str()))).set(changes).execute(connection).await?;
+        diesel::update(webhook_events::table.filter(webhook_events::id.eq(event.id.as_str()))).set(replayed).execute(connection).await?;
         Ok(session)
     })
 }
@@ -133,7 +147,10 @@ pub async fn list(connection: &mut Connection, filter: &EventFilter, page: &Page
     Ok(query.order((webhook_events::received_at.desc(), webhook_events::id.desc())).limit(page.limit.into()).load(connection).await?)
 }
 
-/// Forgets what was received before a time. The number of events.
-pub async fn forget(connection: &mut Connection, before: NaiveDateTime) -> Result<usize, DbError> {
-    Ok(diesel::delete(webhook_events::table.filter(webhook_events::received_at.lt(before))).execute(connection).await?)
+/// Forgets at most `most` events that were received before a time. Their number.
+pub async fn forget(connection: &mut Connection, before: NaiveDateTime, most: usize) -> Result<usize, DbError> {
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    let old = webhook_events::table.filter(webhook_events::received_at.lt(before)).select(webhook_events::id).limit(most);
+    let old: Vec<String> = old.load(connection).await?;
+    Ok(diesel::delete(webhook_events::table.filter(webhook_events::id.eq_any(old))).execute(connection).await?)
 }

@@ -1,4 +1,4 @@
-//! The queries, compiled once for each engine: `Connection` and `transaction!` are the engine's.
+//! The queries, compiled once for each engine: `Connection`, `transaction!` and `insert_new!` are the engine's.
 
 use super::{Backend, Connection};
 

@@ -150,6 +150,17 @@ async fn track_facts(connection: &mut Connection, track: &str) -> Result<TrackFa
     Ok(TrackFacts { format_mismatch, mute_spans })
 }
 
+/// [`link`] for several sessions: most rooms have nothing to link, which one look tells of all.
+pub async fn link_all(connection: &mut Connection, sessions: &[&SessionRow]) -> Result<(), DbError> {
+    let rooms: Vec<&str> = sessions.iter().map(|session| session.room_name.as_str()).collect();
+    let orphans = recordings::table.filter(recordings::session_id.is_null()).filter(recordings::room_name.eq_any(rooms));
+    let rooms: Vec<String> = orphans.select(recordings::room_name).distinct().load(connection).await?;
+    for session in sessions.iter().filter(|session| rooms.contains(&session.room_name)) {
+        link(connection, session).await?;
+    }
+    Ok(())
+}
+
 /// Gives the session the recordings of its room that were made while it lasted and belong to none yet. Their paths stay.
 pub async fn link(connection: &mut Connection, session: &SessionRow) -> Result<(), DbError> {
     let mut orphans = recordings::table

@@ -73,7 +73,26 @@ pub async fn merge(connection: &mut Connection, said: SessionState) -> Result<(S
         .returning(SessionRow::as_returning())
         .get_result(connection)
         .await?;
-    let status = (row.id != id).then_some(if row.ended_at.is_some() { SessionStatus::Ended } else { SessionStatus::Active });
+    let status = (row.id != id).then(|| status(&row));
+    lay_over(connection, row, status, said).await
+}
+
+/// The same for a row that this transaction holds already.
+pub async fn merge_held(connection: &mut Connection, row: SessionRow, said: SessionState) -> Result<(SessionRow, Steps), DbError> {
+    let status = status(&row);
+    lay_over(connection, row, Some(status), said).await
+}
+
+fn status(row: &SessionRow) -> SessionStatus {
+    if row.ended_at.is_some() { SessionStatus::Ended } else { SessionStatus::Active }
+}
+
+async fn lay_over(
+    connection: &mut Connection,
+    row: SessionRow,
+    status: Option<SessionStatus>,
+    said: SessionState,
+) -> Result<(SessionRow, Steps), DbError> {
     let signal = if said.ended_at.is_some() { Signal::End } else { Signal::Alive };
     let (status, steps) = transition(status, signal);
     let steps = steps.iter().map(|step| (*step, if *step == Step::Ended { said.ended_at.unwrap_or(said.started_at) } else { said.started_at }));
@@ -100,10 +119,30 @@ pub async fn merge(connection: &mut Connection, said: SessionState) -> Result<(S
     Ok((diesel::update(this).set(changes).returning(SessionRow::as_returning()).get_result(connection).await?, steps))
 }
 
-/// Lays what is said over what is known of a participant. The session's row must be held.
-pub async fn merge_participant(connection: &mut Connection, session: &str, said: ParticipantState) -> Result<Steps, DbError> {
-    let this = participants::table.filter(participants::session_id.eq(session)).filter(participants::sid.eq(said.sid.as_str()));
-    let row: Option<ParticipantRow> = this.select(ParticipantRow::as_select()).first(connection).await.optional()?;
+/// Holds the rows of those meetings that are known, until the transaction ends.
+pub async fn hold(connection: &mut Connection, meetings: Vec<&str>) -> Result<Vec<SessionRow>, DbError> {
+    let these = sessions::table.filter(sessions::meeting_id.eq_any(meetings));
+    Ok(diesel::update(these).set(sessions::room_name.eq(sessions::room_name)).returning(SessionRow::as_returning()).get_results(connection).await?)
+}
+
+pub async fn find_participant(connection: &mut Connection, session: &str, sid: &ParticipantSid) -> Result<Option<ParticipantRow>, DbError> {
+    let this = participants::table.filter(participants::session_id.eq(session)).filter(participants::sid.eq(sid.as_str()));
+    Ok(this.select(ParticipantRow::as_select()).first(connection).await.optional()?)
+}
+
+/// Those of some sessions that have one of these SIDs, each with its session.
+pub async fn find_participants(connection: &mut Connection, of: &[&str], sids: &[&str]) -> Result<Vec<(String, ParticipantRow)>, DbError> {
+    let these = participants::table.filter(participants::session_id.eq_any(of)).filter(participants::sid.eq_any(sids));
+    Ok(these.select((participants::session_id, ParticipantRow::as_select())).load(connection).await?)
+}
+
+/// Lays what is said over what is known of a participant, its row. The session's row must be held.
+pub async fn merge_participant(
+    connection: &mut Connection,
+    session: &str,
+    row: Option<ParticipantRow>,
+    said: ParticipantState,
+) -> Result<Steps, DbError> {
     let Some(row) = row else {
         let steps = said.steps(None);
         let columns = (

@@ -14,10 +14,8 @@ use crate::session::plan::Wish;
 
 type Steps = Vec<(Step, chrono::DateTime<chrono::Utc>)>;
 
-/// Lays what is said over what is known of a track. The session's row must be held.
-pub async fn merge(connection: &mut Connection, session: &SessionRow, said: TrackState) -> Result<(TrackRow, Steps), DbError> {
-    let this = tracks::table.filter(tracks::session_id.eq(&session.id)).filter(tracks::sid.eq(said.sid.as_str()));
-    let row: Option<TrackRow> = this.select(TrackRow::as_select()).first(connection).await.optional()?;
+/// Lays what is said over what is known of a track, its row. The session's row must be held.
+pub async fn merge(connection: &mut Connection, session: &SessionRow, row: Option<TrackRow>, said: TrackState) -> Result<(TrackRow, Steps), DbError> {
     let Some(row) = row else {
         let steps = said.steps(None);
         let columns = (
@@ -85,6 +83,12 @@ pub fn state(row: &TrackRow) -> TrackState {
 pub async fn find(connection: &mut Connection, session: &str, track: &TrackSid) -> Result<Option<TrackRow>, DbError> {
     let this = tracks::table.filter(tracks::session_id.eq(session)).filter(tracks::sid.eq(track.as_str()));
     Ok(this.select(TrackRow::as_select()).first(connection).await.optional()?)
+}
+
+/// Those of some sessions that have one of these SIDs.
+pub async fn find_all(connection: &mut Connection, of: &[&str], sids: &[&str]) -> Result<Vec<TrackRow>, DbError> {
+    let these = tracks::table.filter(tracks::session_id.eq_any(of)).filter(tracks::sid.eq_any(sids));
+    Ok(these.select(TrackRow::as_select()).load(connection).await?)
 }
 
 /// Tracks of sessions that LiveKit has told of, and whose end nobody has.

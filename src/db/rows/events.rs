@@ -1,7 +1,7 @@
 //! What LiveKit told, and what became of it.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-use diesel::prelude::{Queryable, Selectable};
+use diesel::prelude::{Insertable, Queryable, Selectable};
 
 use super::SessionRow;
 use crate::db::schema::{transitions, webhook_events};
@@ -56,6 +56,10 @@ impl Outcome {
             Self::Failed => "failed",
         }
     }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.as_str() == name)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Queryable, Selectable)]
@@ -72,6 +76,22 @@ pub struct WebhookEventRow {
     pub problem: Option<String>,
     /// Without secrets.
     pub body: String,
+}
+
+/// An event that arrives.
+#[derive(Debug, Insertable)]
+#[diesel(table_name = webhook_events, treat_none_as_default_value = false)]
+pub struct NewWebhookEvent<'a> {
+    pub id: &'a str,
+    pub event: String,
+    pub room_sid: Option<&'a str>,
+    pub room_name: Option<&'a str>,
+    pub created_at: NaiveDateTime,
+    pub received_at: NaiveDateTime,
+    pub understood: bool,
+    pub body: &'a str,
+    pub outcome: &'a str,
+    pub problem: Option<&'a str>,
 }
 
 /// Which events are asked for; what is absent leaves all.
@@ -93,6 +113,20 @@ pub struct TransitionRow {
     pub step: String,
     pub at: NaiveDateTime,
     pub cause: String,
+    pub event_id: Option<String>,
+    pub recorded_at: NaiveDateTime,
+}
+
+/// A step that is to be written down.
+#[derive(Debug, Insertable)]
+#[diesel(table_name = transitions, treat_none_as_default_value = false)]
+pub struct NewTransition {
+    pub id: String,
+    pub session_id: String,
+    pub subject: Option<String>,
+    pub step: &'static str,
+    pub at: NaiveDateTime,
+    pub cause: &'static str,
     pub event_id: Option<String>,
     pub recorded_at: NaiveDateTime,
 }
