@@ -1,6 +1,7 @@
 //! The operators' API: its doors, its errors, and what it tells of live tracks.
 
 mod joined;
+mod ledger;
 mod lists;
 mod media;
 mod tickets;
@@ -34,6 +35,10 @@ async fn nothing_below_api_v1_answers_without_the_key() {
         "GET /api/v1/sessions/RM_1",
         "GET /api/v1/sessions/RM_1/tracks",
         "GET /api/v1/sessions/RM_1/measurements",
+        "GET /api/v1/sessions/RM_1/transitions",
+        "GET /api/v1/webhook-events",
+        "GET /api/v1/webhook-events/EV_1",
+        "POST /api/v1/webhook-events/EV_1/replay",
         "GET /api/v1/recordings",
         "GET /api/v1/recordings/x",
         "GET /api/v1/recordings/x/media",
@@ -76,6 +81,8 @@ async fn unknown_paths_methods_and_ids_are_problem_documents() {
         for path in [
             format!("/api/v1/sessions/{id}"),
             format!("/api/v1/sessions/{id}/tracks"),
+            format!("/api/v1/sessions/{id}/transitions"),
+            format!("/api/v1/webhook-events/{id}"),
             format!("/api/v1/recordings/{id}"),
             format!("/api/v1/recordings/{id}/media"),
             format!("/api/v1/segments/{id}/media"),
@@ -93,6 +100,8 @@ async fn unknown_paths_methods_and_ids_are_problem_documents() {
         "GET /api/v1/tickets",
         "DELETE /api/v1/recordings/x",
         "POST /api/v1/tracks/live",
+        "POST /api/v1/webhook-events",
+        "GET /api/v1/webhook-events/EV_1/replay",
     ];
     for (method, path) in methods.map(|route| route.split_once(' ').unwrap()) {
         app.request(method, path, &[("Authorization", &bearer())], b"").await.assert_problem(405, "methodNotAllowed");

@@ -1,5 +1,6 @@
 //! Webhooks in, sessions out.
 
+mod ledger;
 mod linking;
 mod webhook_door;
 
@@ -65,7 +66,7 @@ async fn a_rooms_start_opens_a_session_and_its_end_ends_it_under_every_name() {
     {
         deliver(&app, event(start, sid, 0, json!({}))).await;
         let mut expected = json!({
-            "meetingId": sid, "roomSid": sid, "roomName": "room", "status": "ACTIVE", "startedAt": rfc3339(0), "endedAt": null, "participants": [],
+            "meetingId": sid, "roomSid": sid, "roomName": "room", "metadata": "", "status": "ACTIVE", "startedAt": rfc3339(0), "endedAt": null, "participants": [],
         });
         let mut opened = session(&app, sid).await;
         let id: uuid::Uuid = opened.as_object_mut().unwrap().remove("id").unwrap().as_str().unwrap().parse().unwrap();
@@ -104,12 +105,14 @@ async fn participants_and_tracks_keep_their_rows() {
     deliver(&app, event("participant_joined", "RM_1", 1, of_ana())).await;
     deliver(&app, event("participant_joined", "RM_1", 1, json!({"participant": {"sid": "PA_E", "identity": "EG_1", "kind": "EGRESS"}}))).await;
     deliver(&app, event("track_published", "RM_1", 2, of_anas_microphone())).await;
-    let mut ana = json!({"sid": "PA_1", "identity": "ana", "name": "Ana", "kind": "STANDARD", "joinedAt": rfc3339(1), "leftAt": null});
+    let mut ana = json!({
+        "sid": "PA_1", "identity": "ana", "name": "Ana", "kind": "STANDARD", "role": "", "metadata": "", "attributes": {}, "joinedAt": rfc3339(1), "leftAt": null,
+    });
     assert_eq!(session(&app, "RM_1").await["participants"], json!([ana]), "an egress is no participant");
     let tracks = app.items("/api/v1/sessions/RM_1/tracks").await;
     let mut track = json!({
         "id": tracks[0]["id"], "sid": "TR_1", "participant": "ana", "roomName": "room", "kind": "AUDIO", "source": "MICROPHONE", "name": "mic",
-        "mimeType": "audio/opus", "publishedAt": rfc3339(2), "unpublishedAt": null, "formatMismatch": null, "muteSpans": [],
+        "mimeType": "audio/opus", "encryption": "NONE", "wish": null, "publishedAt": rfc3339(2), "unpublishedAt": null, "formatMismatch": null, "muteSpans": [],
     });
     assert_eq!(tracks, [track.clone()]);
     deliver(&app, event("track_unpublished", "RM_1", 3, of_anas_microphone())).await;

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use actix::prelude::*;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::join_all;
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -36,6 +36,10 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often connections are looked at that bring nothing.
 const STALL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long webhooks are kept, to be looked at and replayed.
+const EVENTS_KEPT: TimeDelta = TimeDelta::days(7);
+/// How often older ones are forgotten.
+const FORGET_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// How long a stop waits for tracks that are sealed but not at their end.
 const STRAGGLERS_DEADLINE: Duration = Duration::from_secs(2);
@@ -190,6 +194,16 @@ impl SessionRegistry {
         self.by_track.retain(|_, connection| self.live.contains_key(connection));
     }
 
+    fn forget_events(&self, ctx: &mut Context<Self>) {
+        let store = self.store.clone();
+        let forgotten = async move { store.forget_events((Utc::now() - EVENTS_KEPT).naive_utc()).await };
+        ctx.spawn(forgotten.into_actor(self).map(|forgotten, _, _| match forgotten {
+            Ok(0) => {}
+            Ok(events) => log::info!("old webhooks are forgotten events={events}"),
+            Err(error) => log::warn!("old webhooks could not be forgotten error={error}"),
+        }));
+    }
+
     /// Asks a track to finish, and holds the question until it has.
     fn finish(&self, connection: ConnectionId, reason: EndReason, ctx: &mut Context<Self>) {
         let Some(track) = self.live.get(&connection).and_then(|live| live.track.clone()) else { return };
@@ -211,6 +225,8 @@ impl Actor for SessionRegistry {
             registry.forget_abandoned();
         });
         ctx.run_interval(STALL_INTERVAL, |registry, _| registry.tell_stalled());
+        self.forget_events(ctx);
+        ctx.run_interval(FORGET_INTERVAL, |registry, ctx| registry.forget_events(ctx));
     }
 }
 

@@ -12,12 +12,12 @@ async fn tell(app: &TestApp, event: &str, sid: &str, room: &str, second: i64) {
     assert_eq!(response.status, 204);
 }
 
-fn texts(items: &[Value], key: &str) -> Vec<String> {
+pub fn texts(items: &[Value], key: &str) -> Vec<String> {
     items.iter().map(|item| item[key].as_str().unwrap_or_else(|| panic!("no {key}: {item}")).to_owned()).collect()
 }
 
 /// Follows the cursors of a list to its end, with `between` done behind the first page.
-async fn follow(app: &TestApp, list: &str, limit: usize, between: impl AsyncFnOnce()) -> Vec<Value> {
+pub async fn follow(app: &TestApp, list: &str, limit: usize, between: impl AsyncFnOnce()) -> Vec<Value> {
     let mut between = Some(between);
     let (mut items, mut cursor) = (Vec::new(), String::new());
     loop {

@@ -9,6 +9,8 @@ mod recordings;
 mod sessions;
 mod tickets;
 mod timeline;
+mod transitions;
+mod webhook_events;
 
 use actix_web::web;
 
@@ -24,6 +26,10 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(resource("/egresses").route(web::get().to(egresses::list)))
         .service(resource("/rooms/{room}/tracks/{sid}/record").route(web::post().to(egresses::record)))
         .service(resource("/rooms/{room}/tracks/{sid}/stop").route(web::post().to(egresses::stop)))
+        .service(resource("/sessions/{meetingId}/transitions").route(web::get().to(transitions::list)))
+        .service(resource("/webhook-events").route(web::get().to(webhook_events::list)))
+        .service(resource("/webhook-events/{id}").route(web::get().to(webhook_events::show)))
+        .service(resource("/webhook-events/{id}/replay").route(web::post().to(webhook_events::replay)))
         .service(resource("/recordings").route(web::get().to(recordings::list)))
         .service(resource("/recordings/{id}").route(web::get().to(recordings::show)))
         .service(resource("/recordings/{id}/media").route(web::get().to(media::of_recording)).route(web::head().to(media::of_recording)))

@@ -27,6 +27,8 @@ pub struct Session {
     meeting_id: String,
     room_name: String,
     room_sid: Option<String>,
+    /// What the application said of the room, last.
+    metadata: String,
     status: String,
     started_at: String,
     ended_at: Option<String>,
@@ -41,6 +43,10 @@ pub struct Participant {
     identity: String,
     name: String,
     kind: String,
+    /// The application's word: the attribute `role`, else the member `role` of JSON metadata.
+    role: String,
+    metadata: String,
+    attributes: Box<RawValue>,
     joined_at: Option<String>,
     /// The session's end, for one whose leaving LiveKit did not tell.
     left_at: Option<String>,
@@ -57,6 +63,9 @@ pub struct Track {
     source: String,
     name: String,
     mime_type: String,
+    encryption: String,
+    /// What an operator wants, whatever the rules say: `record`, `stop` or nothing.
+    wish: Option<String>,
     published_at: Option<String>,
     unpublished_at: Option<String>,
     format_mismatch: Option<String>,
@@ -84,7 +93,7 @@ pub async fn show(meeting: web::Path<String>, doors: web::Data<Doors>) -> Result
     let row = doors.tracks.store.session(MeetingId::new(meeting.into_inner())).await?.ok_or_else(|| ApiError::not_found("session"))?;
     let participants = doors.tracks.store.participants(row.id.clone()).await?;
     let ended_at = row.ended_at;
-    let participants = participants.into_iter().map(|participant| Participant::new(participant, ended_at)).collect();
+    let participants = participants.into_iter().map(|participant| Participant::new(participant, ended_at)).collect::<Result<_, _>>()?;
     Ok(Json(Session { participants: Some(participants), ..row.into() }))
 }
 
@@ -107,6 +116,7 @@ impl From<SessionRow> for Session {
             meeting_id: row.meeting_id,
             room_name: row.room_name,
             room_sid: row.room_sid,
+            metadata: row.metadata,
             status: row.status,
             started_at: timestamp(row.started_at),
             ended_at: row.ended_at.map(timestamp),
@@ -116,15 +126,18 @@ impl From<SessionRow> for Session {
 }
 
 impl Participant {
-    fn new(row: ParticipantRow, session_ended_at: Option<chrono::NaiveDateTime>) -> Self {
-        Self {
+    fn new(row: ParticipantRow, session_ended_at: Option<chrono::NaiveDateTime>) -> Result<Self, ApiError> {
+        Ok(Self {
             sid: row.sid,
             identity: row.identity,
             name: row.name,
             kind: row.kind,
+            role: row.role,
+            metadata: row.metadata,
+            attributes: stored_json(row.attributes)?,
             joined_at: row.joined_at.map(timestamp),
             left_at: row.left_at.or(session_ended_at).map(timestamp),
-        }
+        })
     }
 }
 
@@ -141,6 +154,8 @@ impl TryFrom<TrackRow> for Track {
             source: row.source,
             name: row.name,
             mime_type: row.mime_type,
+            encryption: row.encryption,
+            wish: row.wish,
             published_at: row.published_at.map(timestamp),
             unpublished_at: row.unpublished_at.map(timestamp),
             format_mismatch: row.format_mismatch,
