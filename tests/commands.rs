@@ -13,7 +13,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::support::egress_peer::{EgressPeer, counter_pcm, tone};
-use crate::support::test_app::{ADMIN_KEY, Finished, TestApp, command, read_wav, request, run};
+use crate::support::fake_livekit::FakeLiveKit;
+use crate::support::test_app::{ADMIN_KEY, API_KEY, API_SECRET, Finished, TestApp, command, read_wav, request, run};
 
 const SAMPLES: hound::SampleFormat = hound::SampleFormat::Int;
 
@@ -227,6 +228,18 @@ async fn check_exits_with_1_for_each_fault_and_tells_no_secret() {
     assert_eq!(code, Some(1));
     for key in ["http.port (from PORT)", "http.prot (from config.toml)", "recording.mute (from config.toml)"] {
         assert!(stdout.contains(key), "{stdout}");
+    }
+}
+
+#[tokio::test]
+async fn check_tells_a_wrong_secret_from_a_livekit_that_does_not_answer() {
+    let livekit = FakeLiveKit::start().await;
+    let url = livekit.url();
+    for (secret, code, told) in [(API_SECRET, 0, "accepts the key"), ("canary-another-secret-0123456789", 1, "the API key or its secret is wrong")] {
+        let dir = TempDir::new().unwrap();
+        let finished = check(&dir, &[("LIVEKIT_URL", &*url), ("LIVEKIT_API_KEY", API_KEY), ("LIVEKIT_API_SECRET", secret)]).await;
+        assert!(finished.stdout.lines().any(|line| line.contains("LiveKit") && line.contains(told)), "{}", finished.stdout);
+        assert_eq!(finished.code, Some(code), "{}", finished.stdout);
     }
 }
 

@@ -53,9 +53,9 @@ impl From<ServiceError> for CallError {
         match error {
             ServiceError::Twirp(ServerError::Twirp(answer)) => from_code(&answer.code, scrub_text(&answer.to_string())),
             ServiceError::Twirp(ServerError::Request(error)) if error.is_connect() => Self::Unreachable(text(&error)),
-            // livekit-api reads every error as JSON and loses the status of what is none: LiveKit's own 401 and a proxy's pages are plain text.
-            ServiceError::Twirp(ServerError::Request(error)) if error.is_decode() => {
-                Self::Unanswered("what came back is no answer of its API: a wrong key or secret, or a proxy's page".to_owned())
+            // livekit-api reads every error as JSON and loses the status: of a proxy's page, and of LiveKit's words on a token (`docs/FACTS.md`, server API).
+            ServiceError::Twirp(ServerError::Request(error)) if is_no_json(&error) => {
+                Self::Unanswered(format!("the API key or its secret is wrong, or a proxy answered in its place: {}", text(&error)))
             }
             ServiceError::Twirp(ServerError::Request(error)) => Self::Unanswered(text(&error)),
             ServiceError::Twirp(ServerError::Prost(error)) => Self::Unanswered(text(&error)),
@@ -83,6 +83,11 @@ fn from_code(code: &str, text: String) -> CallError {
         // canceled, unknown, deadline_exceeded, aborted, internal, dataloss, and what Twirp may add.
         _ => CallError::Unanswered(text),
     }
+}
+
+/// Whether an answer came whole and was not JSON.
+fn is_no_json(error: &dyn std::error::Error) -> bool {
+    error.source().is_some_and(|cause| cause.is::<serde_json::Error>())
 }
 
 /// An error with what caused it: reqwest's own words leave that out.

@@ -20,7 +20,7 @@ mod worker;
 mod world;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -66,8 +66,10 @@ pub struct Knobs {
     /// (livekit/egress v1.14.1, `pkg/stats/monitor.go`).
     pub starts_per_node: usize,
     pub start_window: Duration,
-    /// Whether `ListParticipants` of a room that is not there answers nobody instead of `not_found`: both have to be borne.
-    pub nobody_in_unknown_rooms: bool,
+    /// Whether `ListParticipants` of a room that is not there answers `not_found` instead of nobody, as LiveKit does: both have to be borne.
+    pub unknown_rooms_are_refused: bool,
+    /// Rooms and tracks are another server's: an egress of any track that is not here streams this until it is told to end.
+    pub elsewhere: Option<Audio>,
 }
 
 impl Default for Knobs {
@@ -80,7 +82,8 @@ impl Default for Knobs {
             nodes: None,
             starts_per_node: 6,
             start_window: Duration::from_secs(15),
-            nobody_in_unknown_rooms: false,
+            unknown_rooms_are_refused: false,
+            elsewhere: None,
         }
     }
 }
@@ -150,12 +153,16 @@ impl FakeLiveKit {
         livekit
     }
 
+    pub fn addr(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}", self.addr())
     }
 
     pub fn ws_url(&self) -> String {
-        format!("ws://127.0.0.1:{}", self.port)
+        format!("ws://{}", self.addr())
     }
 
     /// Where webhooks go from now on. Before, they are dropped.

@@ -71,11 +71,11 @@ pub struct ScriptedFault {
     pub left: Option<usize>,
 }
 
-/// An error as Twirp has it.
+/// An error as Twirp has it; what checks tokens stands before Twirp, and has words without a code (docs/FACTS.md, server API).
 #[derive(Debug)]
 struct Failure {
     status: u16,
-    code: &'static str,
+    code: Option<&'static str>,
     message: String,
 }
 
@@ -200,11 +200,12 @@ fn take_fault(faults: &mut Vec<ScriptedFault>, method: Method) -> Option<Fault> 
 
 /// Whether the token is LiveKit's key's, and grants what is asked.
 fn permitted(request: &Request, asked: &Asked) -> Result<(), Failure> {
-    let unauthenticated = |message: &str| failure(401, "unauthenticated", message);
-    let header = request.headers.get("authorization").ok_or_else(|| unauthenticated("invalid authorization header. Must start with Bearer "))?;
-    let token = header.strip_prefix("Bearer ").ok_or_else(|| unauthenticated("invalid authorization header. Must start with Bearer "))?;
-    let claims = TokenVerifier::with_api_key(API_KEY, API_SECRET).verify(token).map_err(|error| unauthenticated(&error.to_string()))?;
-    let video: VideoGrants = claims.video;
+    let untrusted = |message: &str| Failure { status: 401, code: None, message: message.to_owned() };
+    let forbidden = || failure(401, "unauthenticated", "permissions denied");
+    let header = request.headers.get("authorization").ok_or_else(forbidden)?;
+    let token = header.strip_prefix("Bearer ").ok_or_else(|| untrusted("invalid authorization header. Must start with Bearer "))?;
+    let verified = TokenVerifier::with_api_key(API_KEY, API_SECRET).verify(token);
+    let video: VideoGrants = verified.map_err(|error| untrusted(&format!("invalid token: {token}, error: {error}")))?.video;
     let granted = match asked {
         Asked::ListRooms(_) => video.room_list,
         Asked::ListParticipants(request) => video.room_admin && video.room == request.room,
@@ -212,7 +213,7 @@ fn permitted(request: &Request, asked: &Asked) -> Result<(), Failure> {
         Asked::DeleteRoom(_) => video.room_create,
         Asked::StartTrackEgress(_) | Asked::ListEgress(_) | Asked::StopEgress(_) => video.room_record,
     };
-    if granted { Ok(()) } else { Err(failure(403, "permission_denied", "permissions denied")) }
+    if granted { Ok(()) } else { Err(forbidden()) }
 }
 
 fn perform(shared: &Arc<Shared>, asked: &Asked) -> Outcome {
@@ -221,14 +222,14 @@ fn perform(shared: &Arc<Shared>, asked: &Asked) -> Outcome {
         Asked::ListParticipants(request) => shared.look(|state| {
             let participants = match state.world.room(&request.room) {
                 Some(room) => room.participants.clone(),
-                None if state.knobs.nobody_in_unknown_rooms => Vec::new(),
-                None => return Err(no_room()),
+                None if state.knobs.unknown_rooms_are_refused => return Err(no_room()),
+                None => Vec::new(),
             };
             Ok(proto::ListParticipantsResponse { participants }.encode_to_vec())
         }),
         Asked::GetParticipant(request) => shared.look(|state| {
             let participant = state.world.participant(&request.room, &request.identity);
-            Ok(participant.ok_or_else(|| failure(404, "not_found", "participant does not exist"))?.encode_to_vec())
+            Ok(participant.ok_or_else(|| refusal(404, "not_found", "participant does not exist"))?.encode_to_vec())
         }),
         Asked::DeleteRoom(request) => shared.change(|state| {
             state.world.room(&request.room).ok_or_else(no_room)?;
@@ -258,12 +259,16 @@ fn list_egress(state: &State, request: &proto::ListEgressRequest) -> proto::List
 
 fn start(shared: &Arc<Shared>, request: &proto::TrackEgressRequest) -> Outcome {
     let (info, worker) = shared.change(|state| {
-        let room_id = state.world.room(&request.room_name).ok_or_else(no_room)?.info.sid.clone();
+        let room_id = match state.world.room(&request.room_name) {
+            Some(room) => room.info.sid.clone(),
+            None if state.knobs.elsewhere.is_some() => String::new(),
+            None => return Err(no_room()),
+        };
         let Some(proto::track_egress_request::Output::WebsocketUrl(url)) = &request.output else {
-            return Err(failure(400, "invalid_argument", "request has missing or invalid field: output"));
+            return Err(refusal(400, "invalid_argument", "request has missing or invalid field: output"));
         };
         if !(url.starts_with("ws://") || url.starts_with("wss://")) {
-            return Err(failure(400, "invalid_argument", "invalid scheme"));
+            return Err(refusal(400, "invalid_argument", "invalid scheme"));
         }
         if !state.admits_start() {
             return Err(no_response());
@@ -276,12 +281,12 @@ fn start(shared: &Arc<Shared>, request: &proto::TrackEgressRequest) -> Outcome {
 
 fn stop(state: &mut State, egress_id: &str) -> Outcome {
     let Some(egress) = state.egresses.iter().find(|egress| egress.info.egress_id == egress_id) else {
-        return Err(failure(404, "not_found", "egress does not exist"));
+        return Err(refusal(404, "not_found", "egress does not exist"));
     };
     let status = egress.info.status();
     if is_over(status) {
         let message = format!("egress with status {} cannot be stopped", status.as_str_name());
-        return Err(failure(412, "failed_precondition", &message));
+        return Err(refusal(412, "failed_precondition", &message));
     }
     egress.tell(Command::End(End::Stopped));
     if status == EgressStatus::EgressActive {
@@ -298,18 +303,27 @@ fn reply(outcome: Outcome) -> Answer {
 }
 
 fn failed(failure: &Failure) -> Answer {
-    let body = json!({ "code": failure.code, "msg": failure.message }).to_string().into_bytes();
-    Answer::Reply(Reply { status: failure.status, content_type: "application/json", body })
+    let Failure { status, code, message } = failure;
+    let (content_type, body) = match code {
+        Some(code) => ("application/json", json!({ "code": code, "msg": message }).to_string()),
+        None => ("text/plain; charset=utf-8", message.clone()),
+    };
+    Answer::Reply(Reply { status: *status, content_type, body: body.into_bytes() })
 }
 
 fn failure(status: u16, code: &'static str, message: &str) -> Failure {
-    Failure { status, code, message: message.to_owned() }
+    Failure { status, code: Some(code), message: message.to_owned() }
+}
+
+/// A service's own word; LiveKit puts these before it.
+fn refusal(status: u16, code: &'static str, message: &str) -> Failure {
+    failure(status, code, &format!("twirp error unknown: {message}"))
 }
 
 fn no_room() -> Failure {
-    failure(404, "not_found", "requested room does not exist")
+    refusal(404, "not_found", "requested room does not exist")
 }
 
 fn no_response() -> Failure {
-    failure(503, "unavailable", "no response from servers")
+    refusal(503, "unavailable", "no response from servers")
 }
