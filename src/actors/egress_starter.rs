@@ -256,11 +256,8 @@ impl EgressStarter {
             return;
         }
         job.phase = JobPhase::Judging;
-        if let Some(ticket) = job.egress.ticket()
-            && let Err(error) = self.drop.try_send(DropConnection(ticket))
-        {
-            log::warn!("a connection is not dropped now error={error}");
-        }
+        let ticket = job.egress.ticket();
+        self.drop_connection(ticket);
         let (tools, id) = (Arc::clone(&self.tools), id.clone());
         ctx.spawn(async move { (tools.judge(&id, error).await, id) }.into_actor(self).map(|(judged, id), starter, ctx| {
             if let Err(error) = judged {
@@ -272,13 +269,27 @@ impl EgressStarter {
         }));
     }
 
-    /// What no message tells: sockets that never came.
+    /// What no message tells: sockets that never came, and egresses that outlive their tracks.
     fn look_around(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
         let late = |job: &Job| matches!(job.phase, JobPhase::Connecting { deadline, .. } if deadline <= now);
         let late: Vec<StartId> = self.jobs.iter().filter(|(_, job)| late(job)).map(|(id, _)| id.clone()).collect();
         for id in late {
             self.judge(&id, Some(format!("no socket came within {} s", CONNECT_DEADLINE.as_secs())), ctx);
+        }
+        let outlived = |job: &Job| matches!(job.phase, JobPhase::Live | JobPhase::Connecting { .. }) && job.outlives_its_track(Utc::now());
+        let outlived: Vec<StartId> = self.jobs.iter().filter(|(_, job)| outlived(job)).map(|(id, _)| id.clone()).collect();
+        for id in outlived {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            job.phase = JobPhase::Judging;
+            log::warn!(
+                "an egress does not end with its track, it is stopped room={:?} track_sid={}",
+                job.egress.room.as_str(),
+                job.egress.track_sid()
+            );
+            let (reason, ticket) = (if job.egress.session_is_active { Reason::TrackEnded } else { Reason::SessionEnded }, job.egress.ticket());
+            self.drop_connection(ticket);
+            ctx.notify(StopEgress { id, reason });
         }
         let tools = Arc::clone(&self.tools);
         ctx.spawn(async move { tools.store.take_over_egresses(PATIENCE, Utc::now()).await }.into_actor(self).map(
@@ -291,6 +302,13 @@ impl EgressStarter {
                 Err(error) => log::warn!("this server cannot say that it lives error={error}"),
             },
         ));
+    }
+
+    /// Ends the connection behind a ticket, if there still is one.
+    fn drop_connection(&self, ticket: Option<TicketId>) {
+        if let Some(Err(error)) = ticket.map(|ticket| self.drop.try_send(DropConnection(ticket))) {
+            log::warn!("a connection is not dropped now error={error}");
+        }
     }
 
     fn job_of_ticket(&self, ticket: &TicketId) -> Option<StartId> {
@@ -395,7 +413,10 @@ impl Handler<StopEgress> for EgressStarter {
 
     fn handle(&mut self, StopEgress { id, reason }: StopEgress, _: &mut Context<Self>) -> Self::Result {
         let tools = Arc::clone(&self.tools);
-        Box::pin(async move { tools.stop(&id, reason).await }.into_actor(self).map(|stopped, starter, ctx| {
+        let row = id.clone();
+        Box::pin(async move { tools.stop(&row, reason).await }.into_actor(self).map(move |stopped, starter, ctx| {
+            // Read anew: the row has ended, or is as it was.
+            starter.jobs.remove(&id);
             starter.sync(ctx);
             stopped
         }))

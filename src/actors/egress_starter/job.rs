@@ -2,16 +2,26 @@
 
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::db::rows::egresses::{Egress, EgressState};
 
 /// From LiveKit's yes to the socket: an egress waits up to 30 s for its track, and dials then (`docs/FACTS.md`, server API).
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(60);
 
+/// An egress ends within 5 s of its track: 2 s of grace, and what is in its pipeline (`docs/FACTS.md`, egress socket).
+const ENDING_GRACE: TimeDelta = TimeDelta::seconds(30);
+
 pub(super) struct Job {
     pub egress: Egress,
     pub phase: JobPhase,
+}
+
+impl Job {
+    /// Whether the track has ended so long ago that its egress does not by itself.
+    pub fn outlives_its_track(&self, now: DateTime<Utc>) -> bool {
+        self.egress.over_since.is_some_and(|over| now - over.and_utc() > ENDING_GRACE)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,8 +77,6 @@ pub(super) fn next_phase(egress: &Egress, known: Option<JobPhase>, connected: bo
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeDelta;
-
     use super::*;
     use crate::db::rows::egresses::EgressRow;
     use crate::db::rows::{SessionRow, TrackRow};
@@ -124,6 +132,17 @@ mod tests {
             described_at: None,
         };
         Egress::new(row, track, &session).expect("a known state")
+    }
+
+    #[test]
+    fn an_egress_may_end_with_its_track_by_itself_for_a_while() {
+        let now = DateTime::from_timestamp(1_700_000_000, 0).expect("a time");
+        let job = |ago: Option<i64>| {
+            let egress = egress(EgressState::Active, true, 1);
+            let over_since = ago.map(|ago| (now - TimeDelta::seconds(ago)).naive_utc());
+            Job { egress: Egress { over_since, ..egress }, phase: JobPhase::Live }
+        };
+        assert_eq!([None, Some(0), Some(30), Some(31)].map(|ago| job(ago).outlives_its_track(now)), [false, false, false, true]);
     }
 
     #[test]

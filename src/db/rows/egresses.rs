@@ -77,6 +77,8 @@ pub struct Egress {
     pub meeting_id: String,
     pub room: RoomName,
     pub session_is_active: bool,
+    /// When the track or its session ended.
+    pub over_since: Option<NaiveDateTime>,
 }
 
 impl Egress {
@@ -89,6 +91,7 @@ impl Egress {
             meeting_id: session.meeting_id.clone(),
             room: RoomName::new(&session.room_name),
             session_is_active: session.status == SessionStatus::Active.as_str(),
+            over_since: track.unpublished_at.into_iter().chain(session.ended_at).min(),
             row,
             track,
         })
