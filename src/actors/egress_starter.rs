@@ -78,6 +78,8 @@ pub struct EgressStarterParams {
     /// What LiveKit's egress reaches this server by.
     pub ws_base: String,
     pub config: LiveKitConfig,
+    /// The length of a group where no rule says another.
+    pub group_seconds: f64,
     pub drop: Recipient<DropConnection>,
 }
 
@@ -88,6 +90,7 @@ pub(super) struct Tools {
     mint: TicketMint,
     ws_base: String,
     config: LiveKitConfig,
+    group_seconds: f64,
 }
 
 pub struct EgressStarter {
@@ -107,10 +110,10 @@ pub struct EgressStarter {
 
 impl EgressStarter {
     pub fn new(params: EgressStarterParams) -> Self {
-        let EgressStarterParams { store, livekit, mint, ws_base, config, drop } = params;
+        let EgressStarterParams { store, livekit, mint, ws_base, config, group_seconds, drop } = params;
         let pacer = Pacer::new(config.min_starts, config.max_starts);
         Self {
-            tools: Arc::new(Tools { store, livekit, mint, ws_base, config }),
+            tools: Arc::new(Tools { store, livekit, mint, ws_base, config, group_seconds }),
             drop,
             pacer,
             jobs: HashMap::new(),
@@ -179,8 +182,8 @@ impl EgressStarter {
                 JobPhase::Waiting { due, doubtful } => Some((due, job.egress.row.restarts == 0, id, doubtful)),
                 JobPhase::Asking | JobPhase::Connecting { .. } | JobPhase::Live | JobPhase::Judging => None,
             });
-            // Of those that are due, a track that was recorded before comes first: its gap grows.
-            let next = waiting.min_by_key(|(due, is_new, id, _)| ((*due).max(now), *is_new, (*id).clone()));
+            // Of those that are due, a track that was recorded before comes first: its gap grows. Then whoever has waited longest, so that nobody starves.
+            let next = waiting.min_by_key(|(due, is_new, id, _)| ((*due).max(now), *is_new, *due, (*id).clone()));
             let Some((due, _, id, doubtful)) = next.map(|(due, new, id, doubtful)| (due, new, id.clone(), doubtful)) else { return };
             let at = due.max(allowed);
             if at > now {

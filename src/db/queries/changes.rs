@@ -32,7 +32,7 @@ pub async fn apply(connection: &mut Connection, change: Change, cause: &Cause, h
         let sid = track.sid.clone();
         let (row, steps) = tracks::merge(connection, &session, track).await?;
         write_steps(connection, &session.id, Some(sid.as_str()), &steps, cause, now).await?;
-        egresses::plan_track(connection, &session, &row, host, now).await?;
+        egresses::plan_track(connection, &session, &row, cause, host, now).await?;
     }
     if ends {
         egresses::end_queued(connection, &session.id, now).await?;
@@ -71,7 +71,7 @@ pub async fn wish(
             Wish::Stop => Step::StopWanted,
         };
         write_steps(connection, &session.id, Some(track.as_str()), &[(step, now)], cause, now).await?;
-        egresses::plan_track(connection, &session, &row, host, now).await?;
+        egresses::plan_track(connection, &session, &row, cause, host, now).await?;
         let open = egresses::open_of_track(connection, &row.id).await?;
         Ok(Some((row, open)))
     })
