@@ -1,9 +1,10 @@
 //! The store's contract: the same cases on SQLite always, and on PostgreSQL where `TEST_POSTGRES_URL` names a server (see `.ci/postgres`).
 
-mod engine;
+pub mod engine;
 mod fixtures;
 mod hang_ups;
 mod measurements;
+mod queue;
 mod recordings;
 mod segments;
 mod tables;
@@ -51,6 +52,13 @@ contract! {
         sessions_are_listed_newest_first_and_by_filter,
         pages_of_sessions_neither_repeat_nor_lose_a_row_when_others_come_between,
         nul_and_long_and_emoji_names_survive,
+    }
+    queue::{
+        a_track_has_one_open_row_however_many_servers_hear_of_it,
+        a_row_is_asked_for_by_its_own_server_and_its_first_egress_stays,
+        rows_of_a_server_that_is_silent_for_long_are_taken_over,
+        a_track_that_livekit_did_not_know_is_queued_again_for_an_operator_alone,
+        an_egress_without_a_row_is_adopted_only_while_its_track_is_to_be_recorded,
     }
     recordings::{
         admission_finds_the_active_session,
