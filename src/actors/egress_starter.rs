@@ -23,7 +23,7 @@ use self::pacer::{Pacer, Round};
 use super::child::jitter;
 use super::session_registry::{DropConnection, SocketNews, SocketState};
 use crate::config::LiveKitConfig;
-use crate::db::rows::egresses::Egress;
+use crate::db::rows::egresses::{Egress, EgressState};
 use crate::db::{DbError, Store};
 use crate::ids::{EgressId, RoomName, StartId, TicketId, TrackSid};
 use crate::livekit::api::{LiveKit, OwnEgress};
@@ -93,13 +93,20 @@ pub(super) struct Tools {
     group_seconds: f64,
 }
 
+#[derive(Clone)]
+struct Socket {
+    room: RoomName,
+    track: TrackSid,
+    node: String,
+}
+
 pub struct EgressStarter {
     tools: Arc<Tools>,
     drop: Recipient<DropConnection>,
     pacer: Pacer,
     jobs: HashMap<StartId, Job>,
-    /// Tickets whose sockets are open here.
-    sockets: HashSet<TicketId>,
+    /// The sockets that are open here.
+    sockets: HashMap<TicketId, Socket>,
     /// Not before the first look at LiveKit: what ended meanwhile need not be started.
     may_start: bool,
     stopping: bool,
@@ -117,7 +124,7 @@ impl EgressStarter {
             drop,
             pacer,
             jobs: HashMap::new(),
-            sockets: HashSet::new(),
+            sockets: HashMap::new(),
             may_start: false,
             stopping: false,
             syncing: false,
@@ -149,7 +156,7 @@ impl EgressStarter {
         let open: HashSet<&StartId> = rows.iter().map(|egress| &egress.id).collect();
         self.jobs.retain(|id, _| open.contains(id));
         for egress in rows {
-            let connected = egress.ticket().is_some_and(|ticket| self.sockets.contains(&ticket));
+            let connected = egress.ticket().is_some_and(|ticket| self.sockets.contains_key(&ticket));
             let known = self.jobs.get(&egress.id).map(|job| job.phase);
             let (id, next) = (egress.id.clone(), next_phase(&egress, known, connected, Instant::now(), Utc::now()));
             match next {
@@ -231,7 +238,7 @@ impl EgressStarter {
         }
         if let Some(job) = self.jobs.get_mut(id) {
             job.phase = match attempted {
-                Attempted::Agreed if job.egress.ticket().is_some_and(|ticket| self.sockets.contains(&ticket)) => JobPhase::Live,
+                Attempted::Agreed if job.egress.ticket().is_some_and(|ticket| self.sockets.contains_key(&ticket)) => JobPhase::Live,
                 Attempted::Agreed => JobPhase::Connecting { deadline: now + CONNECT_DEADLINE, since: now },
                 Attempted::PutOff { wait, doubtful, .. } => JobPhase::Waiting { due: now + wait, doubtful },
                 Attempted::Over => JobPhase::Judging,
@@ -288,6 +295,27 @@ impl EgressStarter {
         ));
     }
 
+    fn connected(&mut self, ticket: TicketId, Socket { room, track, node }: Socket, ctx: &mut Context<Self>) {
+        let store = self.tools.store.clone();
+        let told = async move { store.egress_connected(ticket, room, track, node, Utc::now()).await };
+        ctx.spawn(told.into_actor(self).map(|told, starter, ctx| {
+            if let Err(error) = told {
+                log::warn!("the row of an egress does not say that it is connected error={error}");
+            }
+            starter.sync(ctx);
+        }));
+    }
+
+    /// Says it again of sockets whose row does not say that they are open: the database was busy, or the row came later.
+    fn connected_again(&mut self, ctx: &mut Context<Self>) {
+        let starting = self.jobs.values().filter(|job| job.egress.state == EgressState::Starting);
+        let starting: HashSet<(RoomName, TrackSid)> = starting.map(|job| (job.egress.room.clone(), job.egress.track_sid())).collect();
+        let untold = self.sockets.iter().filter(|(_, socket)| starting.contains(&(socket.room.clone(), socket.track.clone())));
+        for (ticket, socket) in untold.map(|(ticket, socket)| (ticket.clone(), socket.clone())).collect::<Vec<_>>() {
+            self.connected(ticket, socket, ctx);
+        }
+    }
+
     fn job_of_ticket(&self, ticket: &TicketId) -> Option<StartId> {
         self.jobs.iter().find(|(_, job)| job.egress.row.ticket_id.as_deref() == Some(ticket.as_str())).map(|(id, _)| id.clone())
     }
@@ -301,6 +329,7 @@ impl Actor for EgressStarter {
         self.look_around(ctx);
         ctx.run_interval(HEARTBEAT, |starter, ctx| {
             starter.look_around(ctx);
+            starter.connected_again(ctx);
             // A hint may have been dropped.
             starter.sync(ctx);
         });
@@ -334,15 +363,9 @@ impl Handler<SocketNews> for EgressStarter {
         let SocketNews { ticket, room, track, state } = news;
         match state {
             SocketState::Opened { node } => {
-                self.sockets.insert(ticket.clone());
-                let store = self.tools.store.clone();
-                let told = async move { store.egress_connected(ticket, room, track, node, Utc::now()).await };
-                ctx.spawn(told.into_actor(self).map(|told, starter, ctx| {
-                    if let Err(error) = told {
-                        log::warn!("the row of an egress does not say that it is connected error={error}");
-                    }
-                    starter.sync(ctx);
-                }));
+                let socket = Socket { room, track, node };
+                self.sockets.insert(ticket.clone(), socket.clone());
+                self.connected(ticket, socket, ctx);
             }
             SocketState::Ended(reason) => {
                 self.sockets.remove(&ticket);
