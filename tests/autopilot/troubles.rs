@@ -138,6 +138,22 @@ async fn an_egress_that_was_replaced_is_not_adopted_for_the_one_that_follows() {
 }
 
 #[tokio::test]
+async fn a_socket_that_comes_while_the_database_is_busy_is_shown_once_it_is_not() {
+    let (livekit, app) = autopilot().await;
+    livekit.tune(|knobs| knobs.hold_dials = true);
+    let track = livekit.publish("standup", "ana", mic()).await;
+    app.eventually("LiveKit's yes", async || egresses(&app, &track).await.pop()?["egressId"].is_string().then_some(())).await;
+    let mut database = app.database();
+    database.batch_execute("BEGIN IMMEDIATE").unwrap();
+    livekit.tune(|knobs| knobs.hold_dials = false);
+    app.logged("the row of an egress does not say that it is connected").await;
+    assert_eq!(egresses(&app, &track).await[0]["state"], "STARTING");
+    database.batch_execute("ROLLBACK").unwrap();
+    let shown = until(&app, &track, "ACTIVE").await;
+    assert_eq!((shown.len(), shown[0]["node"].as_str(), livekit.calls(Method::StartTrackEgress)), (1, Some("127.0.0.1"), 1));
+}
+
+#[tokio::test]
 async fn a_slow_answer_is_waited_for() {
     let (livekit, app) = autopilot().await;
     livekit.fail_next(Method::StartTrackEgress, Fault::Slow(Duration::from_millis(700)), 1);
