@@ -127,6 +127,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
             mint: mint.clone(),
             ws_base: ws_base.clone(),
             config: config.livekit.clone(),
+            group_seconds: config.analysis.group_seconds,
             drop: registry.clone().recipient(),
         };
         (launch_vital("starter of egresses", EgressStarter::new(params)), ws_base)

@@ -1,6 +1,10 @@
 //! LiveKit and the server together: what happens in a room is known and recorded.
 
+mod operators;
+mod rules;
+mod servers;
 mod starting;
+mod troubles;
 
 use std::time::Duration;
 

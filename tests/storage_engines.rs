@@ -1,10 +1,11 @@
 //! The store's contract: the same cases on SQLite always, and on PostgreSQL where `TEST_POSTGRES_URL` names a server (see `.ci/postgres`).
 
-mod engine;
+pub mod engine;
 mod fixtures;
 mod hang_ups;
 mod ledger;
 mod measurements;
+mod queue;
 mod recordings;
 mod segments;
 mod start_queue;
@@ -62,6 +63,12 @@ contract! {
         what_the_application_says_of_rooms_and_people_stands_on_their_rows,
         the_ledger_is_listed_newest_first_by_filter_and_by_page,
         events_before_a_time_are_forgotten_however_many_they_are,
+    }
+    queue::{
+        a_track_has_one_open_row_however_many_servers_hear_of_it,
+        a_row_is_asked_for_by_its_own_server_and_its_first_egress_stays,
+        rows_of_a_server_that_is_silent_for_long_are_taken_over,
+        a_track_that_livekit_did_not_know_is_queued_again_for_an_operator_alone,
     }
     recordings::{
         admission_finds_the_active_session,

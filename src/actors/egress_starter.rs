@@ -1,7 +1,7 @@
 //! Keeps one track egress for every track that is to be recorded: starts it, adopts it, replaces it, and gives up when the track has ended.
 //!
 //! Owns the open rows of this server in `egresses`, which are its queue: it survives the process, and what memory holds is read from it.
-//! In: [`QueueChanged`] from the registry and the reconciler, [`SocketNews`] from the registry, [`EgressesListed`] from the reconciler, [`StopEgress`] from
+//! In: [`QueueChanged`] from the registry and the reconciler, [`SocketNews`](super::session_registry::SocketNews) from the registry, [`EgressesListed`] from the reconciler, [`StopEgress`] from
 //! operators, [`StopStarting`] from `app`. Out: calls to LiveKit, rows, [`DropConnection`] to the registry.
 //! Full: hints are dropped and said; the reconciler brings what they would have brought. Dies: the process ends, as with the registry.
 
@@ -9,6 +9,7 @@ mod attempt;
 mod job;
 mod judge;
 pub mod pacer;
+mod sockets;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,8 +21,9 @@ use chrono::{TimeDelta, Utc};
 use self::attempt::Attempted;
 use self::job::{CONNECT_DEADLINE, Job, JobPhase, Next, next_phase};
 use self::pacer::{Pacer, Round};
+use self::sockets::Socket;
 use super::child::jitter;
-use super::session_registry::{DropConnection, SocketNews, SocketState};
+use super::session_registry::DropConnection;
 use crate::config::LiveKitConfig;
 use crate::db::rows::egresses::Egress;
 use crate::db::{DbError, Store};
@@ -80,6 +82,8 @@ pub struct EgressStarterParams {
     /// What LiveKit's egress reaches this server by.
     pub ws_base: String,
     pub config: LiveKitConfig,
+    /// The length of a group where no rule says another.
+    pub group_seconds: f64,
     pub drop: Recipient<DropConnection>,
 }
 
@@ -90,6 +94,7 @@ pub(super) struct Tools {
     mint: TicketMint,
     ws_base: String,
     config: LiveKitConfig,
+    group_seconds: f64,
 }
 
 pub struct EgressStarter {
@@ -97,8 +102,8 @@ pub struct EgressStarter {
     drop: Recipient<DropConnection>,
     pacer: Pacer,
     jobs: HashMap<StartId, Job>,
-    /// Tickets whose sockets are open here.
-    sockets: HashSet<TicketId>,
+    /// The sockets that are open here.
+    sockets: HashMap<TicketId, Socket>,
     /// Not before the first look at LiveKit: what ended meanwhile need not be started.
     may_start: bool,
     stopping: bool,
@@ -109,14 +114,14 @@ pub struct EgressStarter {
 
 impl EgressStarter {
     pub fn new(params: EgressStarterParams) -> Self {
-        let EgressStarterParams { store, livekit, mint, ws_base, config, drop } = params;
+        let EgressStarterParams { store, livekit, mint, ws_base, config, group_seconds, drop } = params;
         let pacer = Pacer::new(config.min_starts, config.max_starts);
         Self {
-            tools: Arc::new(Tools { store, livekit, mint, ws_base, config }),
+            tools: Arc::new(Tools { store, livekit, mint, ws_base, config, group_seconds }),
             drop,
             pacer,
             jobs: HashMap::new(),
-            sockets: HashSet::new(),
+            sockets: HashMap::new(),
             may_start: false,
             stopping: false,
             syncing: false,
@@ -149,7 +154,7 @@ impl EgressStarter {
         let open: HashSet<&StartId> = rows.iter().map(|egress| &egress.id).collect();
         self.jobs.retain(|id, _| open.contains(id));
         for egress in rows {
-            let connected = egress.ticket().is_some_and(|ticket| self.sockets.contains(&ticket));
+            let connected = egress.ticket().is_some_and(|ticket| self.sockets.contains_key(&ticket));
             let known = self.jobs.get(&egress.id).map(|job| job.phase);
             let (id, next) = (egress.id.clone(), next_phase(&egress, known, connected, Instant::now(), Utc::now()));
             match next {
@@ -182,8 +187,8 @@ impl EgressStarter {
                 JobPhase::Waiting { due, doubtful } => Some((due, job.egress.row.restarts == 0, id, doubtful)),
                 JobPhase::Asking | JobPhase::Connecting { .. } | JobPhase::Live | JobPhase::Judging => None,
             });
-            // Of those that are due, a track that was recorded before comes first: its gap grows.
-            let next = waiting.min_by_key(|(due, is_new, id, _)| ((*due).max(now), *is_new, (*id).clone()));
+            // Of those that are due, a track that was recorded before comes first: its gap grows. Then whoever has waited longest, so that nobody starves.
+            let next = waiting.min_by_key(|(due, is_new, id, _)| ((*due).max(now), *is_new, *due, (*id).clone()));
             let Some((due, _, id, doubtful)) = next.map(|(due, new, id, doubtful)| (due, new, id.clone(), doubtful)) else { return };
             let at = due.max(allowed);
             if at > now {
@@ -236,7 +241,7 @@ impl EgressStarter {
         }
         if let Some(job) = self.jobs.get_mut(id) {
             job.phase = match attempted {
-                Attempted::Agreed if job.egress.ticket().is_some_and(|ticket| self.sockets.contains(&ticket)) => JobPhase::Live,
+                Attempted::Agreed if job.egress.ticket().is_some_and(|ticket| self.sockets.contains_key(&ticket)) => JobPhase::Live,
                 Attempted::Agreed => JobPhase::Connecting { deadline: now + CONNECT_DEADLINE, since: now },
                 Attempted::PutOff { wait, doubtful, .. } => JobPhase::Waiting { due: now + wait, doubtful },
                 Attempted::Over => JobPhase::Judging,
@@ -303,17 +308,6 @@ impl EgressStarter {
             },
         ));
     }
-
-    /// Ends the connection behind a ticket, if there still is one.
-    fn drop_connection(&self, ticket: Option<TicketId>) {
-        if let Some(Err(error)) = ticket.map(|ticket| self.drop.try_send(DropConnection(ticket))) {
-            log::warn!("a connection is not dropped now error={error}");
-        }
-    }
-
-    fn job_of_ticket(&self, ticket: &TicketId) -> Option<StartId> {
-        self.jobs.iter().find(|(_, job)| job.egress.row.ticket_id.as_deref() == Some(ticket.as_str())).map(|(id, _)| id.clone())
-    }
 }
 
 impl Actor for EgressStarter {
@@ -324,6 +318,7 @@ impl Actor for EgressStarter {
         self.look_around(ctx);
         ctx.run_interval(HEARTBEAT, |starter, ctx| {
             starter.look_around(ctx);
+            starter.connected_again(ctx);
             // A hint may have been dropped.
             starter.sync(ctx);
         });
@@ -346,39 +341,6 @@ impl Handler<FirstLookTaken> for EgressStarter {
     fn handle(&mut self, _: FirstLookTaken, ctx: &mut Context<Self>) {
         if !std::mem::replace(&mut self.may_start, true) {
             self.sync(ctx);
-        }
-    }
-}
-
-impl Handler<SocketNews> for EgressStarter {
-    type Result = ();
-
-    fn handle(&mut self, news: SocketNews, ctx: &mut Context<Self>) {
-        let SocketNews { ticket, room, track, state } = news;
-        match state {
-            SocketState::Opened { node } => {
-                self.sockets.insert(ticket.clone());
-                let store = self.tools.store.clone();
-                let told = async move { store.egress_connected(ticket, room, track, node, Utc::now()).await };
-                ctx.spawn(told.into_actor(self).map(|told, starter, ctx| {
-                    if let Err(error) = told {
-                        log::warn!("the row of an egress does not say that it is connected error={error}");
-                    }
-                    starter.sync(ctx);
-                }));
-            }
-            SocketState::Ended(reason) => {
-                self.sockets.remove(&ticket);
-                if let Some(id) = self.job_of_ticket(&ticket) {
-                    self.judge(&id, Some(format!("its socket ended: {}", reason.as_str())), ctx);
-                }
-            }
-            SocketState::Stalled => {
-                if let Some(id) = self.job_of_ticket(&ticket) {
-                    let seconds = self.tools.config.restart_after.as_secs_f64();
-                    self.judge(&id, Some(format!("nothing came for {seconds} s")), ctx);
-                }
-            }
         }
     }
 }

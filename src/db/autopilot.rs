@@ -34,16 +34,18 @@ impl Store {
 
     /// Notes that LiveKit is about to be asked. `false`: it is not this row's turn any more.
     pub async fn egress_asked(&self, id: StartId, ticket: TicketId) -> Result<bool, DbError> {
-        run!(self, writer, egresses::asked(&id, &ticket))
+        let host = self.host();
+        run!(self, writer, egresses::asked(&id, &ticket, &host))
     }
 
-    /// `false`: the row has ended meanwhile.
+    /// `false`: the row has ended meanwhile, or has another egress.
     pub async fn egress_agreed(&self, id: StartId, egress: EgressId, now: DateTime<Utc>) -> Result<bool, DbError> {
         run!(self, writer, egresses::agreed(&id, &egress, now))
     }
 
-    pub async fn egress_put_off(&self, id: StartId, error: String, due: DateTime<Utc>) -> Result<(), DbError> {
-        run!(self, writer, egresses::put_off(&id, &error, due))
+    /// `counts`: LiveKit was asked for something else than the egress, which nobody has counted yet.
+    pub async fn egress_put_off(&self, id: StartId, error: String, due: DateTime<Utc>, counts: bool) -> Result<(), DbError> {
+        run!(self, writer, egresses::put_off(&id, &error, due, counts))
     }
 
     /// `false`: the socket is of no open egress.

@@ -1,6 +1,6 @@
 //! What is to become of a published track: the one place that decides whether it is recorded.
 
-use super::rules::{Candidate, Capture, CaptureChannels, Rules, Verdict};
+use super::rules::{Candidate, Capture, Rules, Verdict};
 use crate::ids::{Identity, RoomName};
 
 /// What is known of a track when somebody asks.
@@ -92,9 +92,14 @@ impl Reason {
     }
 }
 
+/// Whether a track can be heard: audio, or a microphone of a kind that LiveKit adds.
+pub fn is_audio(kind: &str, source: &str) -> bool {
+    kind == "AUDIO" || (source == "MICROPHONE" && !matches!(kind, "VIDEO" | "DATA"))
+}
+
 /// Decides.
 pub fn plan(facts: &TrackFacts<'_>, rules: &Rules) -> Plan {
-    if facts.kind != "AUDIO" {
+    if !is_audio(facts.kind, facts.source) {
         return Plan::Leave(Reason::NotAudio);
     }
     if !facts.session_is_active {
@@ -113,9 +118,7 @@ pub fn plan(facts: &TrackFacts<'_>, rules: &Rules) -> Plan {
     let candidate = Candidate { room: facts.room, kind: facts.participant_kind, identity: facts.identity, source: facts.source };
     match rules.decide(&candidate) {
         Verdict::Record(capture) => Plan::Record(capture),
-        Verdict::Ignored { .. } | Verdict::KindUnknown if facts.wish == Some(Wish::Record) => {
-            Plan::Record(Capture { analyse: true, group_seconds: None, channels: CaptureChannels::Source })
-        }
+        Verdict::Ignored { .. } if facts.wish == Some(Wish::Record) => Plan::Record(Capture::default()),
         Verdict::Ignored { .. } => Plan::Leave(Reason::Rule),
         Verdict::KindUnknown => Plan::AskKind,
     }
@@ -123,6 +126,7 @@ pub fn plan(facts: &TrackFacts<'_>, rules: &Rules) -> Plan {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rules::{Action, CaptureChannels, Rule};
     use super::*;
 
     #[test]
@@ -143,6 +147,8 @@ mod tests {
         assert!(matches!(plan(&facts, &rules), Plan::Record(_)));
         let table = [
             (TrackFacts { kind: "VIDEO", ..facts }, Reason::NotAudio),
+            (TrackFacts { kind: "DATA", wish: Some(Wish::Record), ..facts }, Reason::NotAudio),
+            (TrackFacts { kind: "7", source: "CAMERA", ..facts }, Reason::NotAudio),
             (TrackFacts { session_is_active: false, wish: Some(Wish::Record), ..facts }, Reason::SessionEnded),
             (TrackFacts { is_published: false, wish: Some(Wish::Record), ..facts }, Reason::TrackEnded),
             (TrackFacts { wish: Some(Wish::Stop), ..facts }, Reason::Stopped),
@@ -152,6 +158,46 @@ mod tests {
         ];
         for (facts, reason) in table {
             assert_eq!(plan(&facts, &rules), Plan::Leave(reason), "{facts:?}");
+        }
+        let heard = [
+            TrackFacts { kind: "7", ..facts },
+            TrackFacts { source: "SCREEN_SHARE_AUDIO", ..facts },
+            TrackFacts { encryption: "", ..facts },
+            TrackFacts { participant_kind: None, ..facts },
+        ];
+        for facts in heard {
+            assert_eq!(plan(&facts, &rules), Plan::Record(Capture::default()), "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn an_operators_wish_stands_over_a_rule_and_takes_what_a_rule_says_of_the_how() {
+        let (room, identity) = (RoomName::new("standup"), Identity::new("ana"));
+        let facts = TrackFacts {
+            room: &room,
+            identity: &identity,
+            participant_kind: Some("AGENT"),
+            kind: "AUDIO",
+            source: "MICROPHONE",
+            encryption: "NONE",
+            session_is_active: true,
+            is_published: true,
+            wish: None,
+        };
+        let rule = |kind: &str, action| Rule { room: None, kinds: vec![kind.to_owned()], identity: None, sources: Vec::new(), action };
+        let mono = Capture { channels: CaptureChannels::Mono, ..Capture::default() };
+        let rules = Rules::new(vec![rule("AGENT", Action::Ignore), rule("SIP", Action::Record(mono.clone()))]);
+        let unknown = TrackFacts { participant_kind: None, ..facts };
+        let wanted = Some(Wish::Record);
+        let table = [
+            (facts, Plan::Leave(Reason::Rule)),
+            (TrackFacts { wish: wanted, ..facts }, Plan::Record(Capture::default())),
+            (TrackFacts { participant_kind: Some("SIP"), wish: wanted, ..facts }, Plan::Record(mono)),
+            (unknown, Plan::AskKind),
+            (TrackFacts { wish: wanted, ..unknown }, Plan::AskKind),
+        ];
+        for (facts, expected) in table {
+            assert_eq!(plan(&facts, &rules), expected, "{facts:?}");
         }
     }
 }

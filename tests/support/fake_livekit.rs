@@ -54,6 +54,8 @@ const TICK: Duration = Duration::from_millis(10);
 pub struct Knobs {
     /// Between a start and its dial.
     pub dial_delay: Duration,
+    /// No egress dials while this is so.
+    pub hold_dials: bool,
     /// How long an egress waits for a track that is not there. LiveKit: 30 s.
     pub subscription_timeout: Duration,
     /// Audio between the reason to end and the Close. LiveKit: up to 3 s.
@@ -76,6 +78,7 @@ impl Default for Knobs {
     fn default() -> Self {
         Self {
             dial_delay: Duration::ZERO,
+            hold_dials: false,
             subscription_timeout: Duration::from_secs(1),
             trailing: Duration::from_millis(30),
             pace: 1.0,
@@ -168,6 +171,11 @@ impl FakeLiveKit {
     /// Where webhooks go from now on. Before, they are dropped.
     pub fn deliver_to(&self, addr: SocketAddr) {
         self.shared.change(|state| state.webhooks.target = Some(addr));
+    }
+
+    /// A second URL that every webhook goes to, once and after the first has answered.
+    pub fn also_deliver_to(&self, addr: SocketAddr) {
+        self.shared.change(|state| state.webhooks.second_target = Some(addr));
     }
 
     pub fn tune(&self, tune: impl FnOnce(&mut Knobs)) {

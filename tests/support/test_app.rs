@@ -235,7 +235,7 @@ impl TestApp {
     /// The JSON of a path that must answer 200.
     pub async fn get_json(&self, path: &str) -> Value {
         let response = self.get(path).await;
-        assert_eq!(response.status, 200, "{path}: {}", String::from_utf8_lossy(&response.body));
+        assert_eq!(response.status, 200, "{path}: {}; the log:\n{}", String::from_utf8_lossy(&response.body), self.log());
         response.json()
     }
 

@@ -9,7 +9,8 @@ use crate::actors::child::{full_jitter, jitter};
 use crate::audio::format::PcmFormat;
 use crate::audio::mixdown::Mix;
 use crate::db::DbError;
-use crate::db::rows::egresses::Egress;
+use crate::db::rows::Page;
+use crate::db::rows::egresses::{Egress, EgressFilter};
 use crate::ids::{EgressId, MeetingId, RoomSid, StartId};
 use crate::livekit::api::{CallError, OwnEgress};
 use crate::session::event::EgressStatus;
@@ -21,6 +22,8 @@ use crate::ticket::{TicketKind, TicketSubject, socket_url};
 /// The waits between tries, with full jitter: from one second to half a minute.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(30);
+/// More than may still be ending at the same time.
+const EARLIER: u32 = 20;
 
 /// What came of a try. The row says it too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,13 +59,15 @@ impl Tools {
         let planned = match self.plan(&egress).await? {
             Plan::AskKind => match self.ask_kind(&egress).await? {
                 Ok(plan) => plan,
-                Err(error) => return self.put_off(&egress, &error, doubtful).await,
+                Err(error) => return self.not_yet_asked(&egress, &error, doubtful).await,
             },
             planned @ (Plan::Record(_) | Plan::Leave(_)) => planned,
         };
         let capture = match planned {
             Plan::Record(capture) => capture,
-            Plan::AskKind => return self.put_off(&egress, &CallError::NotFound("nobody of this identity is in the room".to_owned()), doubtful).await,
+            Plan::AskKind => {
+                return self.not_yet_asked(&egress, &CallError::NotFound("nobody of this identity is in the room".to_owned()), doubtful).await;
+            }
             Plan::Leave(reason) => {
                 self.stop(id, reason).await?;
                 return Ok(Attempted::Over);
@@ -71,12 +76,14 @@ impl Tools {
         if doubtful {
             match self.livekit.own_egresses(Some(&egress.room), &self.ws_base).await {
                 Ok(listed) => {
-                    if let Some(found) = listed.into_iter().find(|found| is_of(found, &egress)) {
+                    // One that was replaced may still be ending.
+                    let replaced = self.earlier(&egress).await?;
+                    if let Some(found) = listed.into_iter().find(|found| is_of(found, &egress) && !replaced.contains(&found.id)) {
                         log::info!("an egress is adopted that was asked for before start_id={id} egress_id={}", found.id);
                         return self.agreed(&egress, found.id).await;
                     }
                 }
-                Err(error) => return self.put_off(&egress, &error, true).await,
+                Err(error) => return self.not_yet_asked(&egress, &error, true).await,
             }
         }
         let (ticket, said) = self.mint.mint(TicketKind::Audio, self.subject(&egress, &capture), Utc::now());
@@ -87,14 +94,31 @@ impl Tools {
             Ok(started) => self.agreed(&egress, started).await,
             Err(CallError::NotFound(error)) => {
                 log::info!("a track is not recorded: LiveKit does not know it any more start_id={id} error={error:?}");
+                self.store.egress_lost(id.clone(), Some(error)).await?;
                 self.store.end_egress(id.clone(), Reason::Gone, Utc::now()).await?;
                 Ok(Attempted::Over)
             }
             Err(error) => {
                 let doubtful = error.may_have_happened();
-                self.put_off(&egress, &error, doubtful).await
+                self.put_off(&egress, &error, doubtful, false).await
             }
         }
+    }
+
+    /// What must be known before an egress is asked for could not be learned. It counts as a try, so that the next wait is longer.
+    async fn not_yet_asked(&self, egress: &Egress, error: &CallError, doubtful: bool) -> Result<Attempted, DbError> {
+        self.put_off(egress, error, doubtful, true).await
+    }
+
+    /// The egresses that the track had before this row.
+    async fn earlier(&self, egress: &Egress) -> Result<Vec<EgressId>, DbError> {
+        let of_track = EgressFilter {
+            room_name: Some(egress.room.as_str().to_owned()),
+            track_sid: Some(egress.track_sid().into_string()),
+            ..EgressFilter::default()
+        };
+        let rows = self.store.egresses(of_track, Page { limit: EARLIER, after: None }).await?;
+        Ok(rows.into_iter().filter(|earlier| earlier.id != egress.id).filter_map(|earlier| earlier.egress_id()).collect())
     }
 
     async fn agreed(&self, egress: &Egress, started: EgressId) -> Result<Attempted, DbError> {
@@ -107,7 +131,7 @@ impl Tools {
         Ok(Attempted::Over)
     }
 
-    async fn put_off(&self, egress: &Egress, error: &CallError, doubtful: bool) -> Result<Attempted, DbError> {
+    async fn put_off(&self, egress: &Egress, error: &CallError, doubtful: bool, counts: bool) -> Result<Attempted, DbError> {
         let tries = u32::try_from(egress.row.attempts).unwrap_or_default();
         let wait = match error {
             // Nothing changes by itself here: somebody must set it right.
@@ -120,7 +144,7 @@ impl Tools {
         if !was_busy {
             log::warn!("an egress did not start, it is tried again start_id={} wait_ms={} error={error}", egress.id, wait.as_millis());
         }
-        self.store.egress_put_off(egress.id.clone(), error.to_string(), Utc::now() + wait).await?;
+        self.store.egress_put_off(egress.id.clone(), error.to_string(), Utc::now() + wait, counts).await?;
         Ok(Attempted::PutOff { wait, was_busy, doubtful })
     }
 
@@ -170,7 +194,7 @@ impl Tools {
             meeting_id: Some(MeetingId::new(&egress.meeting_id)),
             sample_rate: Some(PcmFormat::LIVEKIT.sample_rate),
             channels: Some(PcmFormat::LIVEKIT.channels),
-            group_seconds: capture.group_seconds,
+            group_seconds: Some(capture.group_seconds.unwrap_or(self.group_seconds)),
             analyse: (!capture.analyse).then_some(false),
             mix: match capture.channels {
                 CaptureChannels::Source => None,

@@ -96,7 +96,7 @@ impl<'a> Changes<'a> {
             };
             let (row, steps) = tracks::merge(connection, &session, known, track).await?;
             self.note(&session.id, Some(sid.as_str()), &steps, cause, now);
-            egresses::plan_track(connection, &session, &row, self.host, now).await?;
+            egresses::plan_track(connection, &session, &row, cause, self.host, now).await?;
         }
         if ends {
             egresses::end_queued(connection, &session.id, now).await?;
@@ -165,7 +165,7 @@ pub async fn wish(
         let mut changes = Changes::new(host);
         changes.note(&session.id, Some(track.as_str()), &[(step, now)], cause, now);
         changes.finish(connection).await?;
-        egresses::plan_track(connection, &session, &row, host, now).await?;
+        egresses::plan_track(connection, &session, &row, cause, host, now).await?;
         let open = egresses::open_of_track(connection, &row.id).await?;
         Ok(Some((row, open)))
     })

@@ -10,7 +10,7 @@ use crate::db::rows::egresses::{Adoption, Egress, EgressFilter, EgressRow, Egres
 use crate::db::rows::{Host, Page, SessionRow, TrackRow};
 use crate::db::schema::{egresses, servers, sessions, tracks as tracks_table};
 use crate::ids::{EgressId, Identity, RoomName, ServerId, StartId, TicketId, TrackSid, new_row_id};
-use crate::session::lifecycle::SessionStatus;
+use crate::session::lifecycle::{Cause, SessionStatus};
 use crate::session::plan::{Plan, Reason, TrackFacts, Wish, plan};
 use crate::session::rules::Rules;
 
@@ -36,11 +36,19 @@ pub fn facts<'a>(
 }
 
 /// Decides about a track and, if it is to be recorded and nobody has asked yet, puts it into the queue.
-pub async fn plan_track(connection: &mut Connection, session: &SessionRow, track: &TrackRow, host: &Host, now: DateTime<Utc>) -> Result<(), DbError> {
+pub async fn plan_track(
+    connection: &mut Connection,
+    session: &SessionRow,
+    track: &TrackRow,
+    cause: &Cause,
+    host: &Host,
+    now: DateTime<Utc>,
+) -> Result<(), DbError> {
     let Some(rules) = &host.autopilot else { return Ok(()) };
     let reason = match decide(connection, session, track, rules).await? {
         // A track that only its end has told of was never there for us.
         Plan::Record(_) | Plan::AskKind if track.published_at.is_none() => return Ok(()),
+        Plan::Record(_) | Plan::AskKind if *cause != Cause::Operator && is_unknown_to_livekit(connection, track).await? => return Ok(()),
         Plan::Record(_) | Plan::AskKind => return insert(connection, track, EgressState::Queued, None, host, now).await,
         Plan::Leave(reason) => reason,
     };
@@ -54,6 +62,17 @@ pub async fn plan_track(connection: &mut Connection, session: &SessionRow, track
         }
     }
     Ok(())
+}
+
+/// Whether LiveKit has refused to start an egress of this track for not knowing it. It is not asked again, but on an operator's word.
+async fn is_unknown_to_livekit(connection: &mut Connection, track: &TrackRow) -> Result<bool, DbError> {
+    let refused = egresses::table
+        .filter(egresses::track_id.eq(&track.id))
+        .filter(egresses::end_reason.eq(Reason::Gone.as_str()))
+        .filter(egresses::egress_id.is_null())
+        .filter(egresses::attempts.gt(0));
+    let refused: i64 = refused.count().get_result(connection).await?;
+    Ok(refused > 0)
 }
 
 /// Claims the start, if nobody has; or writes down why there is none.
@@ -176,12 +195,13 @@ fn whole(rows: Vec<(EgressRow, TrackRow, SessionRow)>) -> Result<Vec<Egress>, Db
     rows.into_iter().map(|(row, track, session)| Egress::new(row, track, &session)).collect()
 }
 
-/// LiveKit is about to be asked with this ticket. `false`: it is not wanted any more, or there is an egress already.
-pub async fn asked(connection: &mut Connection, id: &StartId, ticket: &TicketId) -> Result<bool, DbError> {
+/// LiveKit is about to be asked with this ticket. `false`: it is not wanted any more, there is an egress already, or another server has taken it over.
+pub async fn asked(connection: &mut Connection, id: &StartId, ticket: &TicketId, host: &Host) -> Result<bool, DbError> {
     let may_ask = [EgressState::Queued.as_str(), EgressState::Starting.as_str()];
     let this = egresses::table
         .filter(egresses::id.eq(id.as_str()))
         .filter(egresses::state.eq_any(may_ask))
+        .filter(egresses::server_id.eq(host.server.as_str()))
         .filter(egresses::egress_id.is_null())
         .filter(egresses::connected_at.is_null());
     let asked =
@@ -191,7 +211,9 @@ pub async fn asked(connection: &mut Connection, id: &StartId, ticket: &TicketId)
 
 /// LiveKit has agreed, or an egress that was thought lost was found. Its socket may have come before.
 pub async fn agreed(connection: &mut Connection, id: &StartId, egress: &EgressId, now: DateTime<Utc>) -> Result<bool, DbError> {
-    let this = egresses::table.filter(egresses::id.eq(id.as_str())).filter(egresses::ended_at.is_null());
+    // Where two servers have asked, the first answer counts.
+    let is_free = egresses::egress_id.is_null().or(egresses::egress_id.eq(egress.as_str()));
+    let this = egresses::table.filter(egresses::id.eq(id.as_str())).filter(egresses::ended_at.is_null()).filter(is_free);
     let changes = (egresses::egress_id.eq(egress.as_str()), egresses::started_at.eq(now.naive_utc()), egresses::last_error.eq(None::<String>));
     let agreed = diesel::update(this).set(changes).execute(connection).await? == 1;
     // Found while it waited to be asked for again.
@@ -201,9 +223,14 @@ pub async fn agreed(connection: &mut Connection, id: &StartId, egress: &EgressId
 }
 
 /// LiveKit has not agreed: again later.
-pub async fn put_off(connection: &mut Connection, id: &StartId, error: &str, due: DateTime<Utc>) -> Result<(), DbError> {
+pub async fn put_off(connection: &mut Connection, id: &StartId, error: &str, due: DateTime<Utc>, counts: bool) -> Result<(), DbError> {
     let this = egresses::table.filter(egresses::id.eq(id.as_str())).filter(egresses::ended_at.is_null()).filter(egresses::connected_at.is_null());
-    let waits = (egresses::state.eq(EgressState::Queued.as_str()), egresses::last_error.eq(error), egresses::due_at.eq(due.naive_utc()));
+    let waits = (
+        egresses::state.eq(EgressState::Queued.as_str()),
+        egresses::last_error.eq(error),
+        egresses::due_at.eq(due.naive_utc()),
+        egresses::attempts.eq(egresses::attempts + i32::from(counts)),
+    );
     diesel::update(this).set(waits).execute(connection).await?;
     Ok(())
 }
@@ -249,8 +276,7 @@ pub async fn adopt(
     now: DateTime<Utc>,
 ) -> Result<Adoption, DbError> {
     let Some(rules) = &host.autopilot else { return Ok(Adoption::NotOurs) };
-    let Some(session) = super::sessions::active_of_room(connection, room).await? else { return Ok(Adoption::Unknown) };
-    let Some(track) = tracks::find(connection, &session.id, track).await? else { return Ok(Adoption::Unknown) };
+    let Some((session, track)) = newest_of(connection, room, track).await? else { return Ok(Adoption::Unknown) };
     match decide(connection, &session, &track, rules).await? {
         Plan::Record(_) | Plan::AskKind => {}
         // Somebody made a ticket for it by hand: that stands over a rule.
@@ -271,6 +297,16 @@ pub async fn adopt(
     );
     let adopted = diesel::insert_into(egresses::table).values(columns).on_conflict_do_nothing().execute(connection).await? == 1;
     Ok(if adopted { Adoption::Adopted } else { Adoption::Unwanted })
+}
+
+/// The track in the newest session of its room that knows it, even one that has ended.
+async fn newest_of(connection: &mut Connection, room: &RoomName, track: &TrackSid) -> Result<Option<(SessionRow, TrackRow)>, DbError> {
+    let known = tracks_table::table
+        .inner_join(sessions::table)
+        .filter(sessions::room_name.eq(room.as_str()))
+        .filter(tracks_table::sid.eq(track.as_str()))
+        .order((sessions::started_at.desc(), sessions::id.desc()));
+    Ok(known.select((SessionRow::as_select(), TrackRow::as_select())).first(connection).await.optional()?)
 }
 
 /// The socket or the egress ended.

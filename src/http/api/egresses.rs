@@ -19,7 +19,7 @@ use crate::http::Doors;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::ids::{MeetingId, RoomName, RoomSid, TrackSid};
 use crate::session::lifecycle::{Cause, Change, SessionState, SessionStatus, sign_of_life};
-use crate::session::plan::{Reason, Wish};
+use crate::session::plan::{Reason, Wish, is_audio};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -86,7 +86,7 @@ pub async fn record(path: web::Path<(String, String)>, doors: web::Data<Doors>) 
     if let Some(egress) = egress {
         return Ok(HttpResponse::build(StatusCode::ACCEPTED).json(ShownEgress::from(egress)));
     }
-    let (reason, why) = if track.kind != "AUDIO" {
+    let (reason, why) = if !is_audio(&track.kind, &track.source) {
         (Reason::NotAudio, "it is not audio, and LiveKit sends nothing else to a WebSocket")
     } else if track.unpublished_at.is_some() {
         (Reason::TrackEnded, "it has been unpublished")
@@ -135,13 +135,15 @@ fn starter(doors: &Doors) -> Result<&Addr<EgressStarter>, ApiError> {
 /// Notes what an operator wants of a track. One that is not known is looked for at LiveKit first.
 async fn wish(doors: &Doors, room: &str, sid: &str, wish: Wish) -> Result<(TrackRow, Option<Egress>), ApiError> {
     let say = || doors.tracks.store.wish(room.to_owned(), TrackSid::new(sid), wish, Utc::now());
-    if let Some(found) = say().await? {
+    // To be recorded it takes more than audio that has told of it.
+    let is_known = |(track, egress): &(TrackRow, Option<Egress>)| wish == Wish::Stop || egress.is_some() || track.published_at.is_some();
+    if let Some(found) = say().await?.filter(is_known) {
         return Ok(found);
     }
     if let Some(reconciler) = &doors.reconciler {
         reconciler.send(Reconcile).await?;
     }
-    say().await?.ok_or_else(|| ApiError::not_found("track in an open room of this name"))
+    say().await?.filter(is_known).ok_or_else(|| ApiError::not_found("track in an open room of this name"))
 }
 
 impl From<Egress> for ShownEgress {

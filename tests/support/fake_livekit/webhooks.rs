@@ -73,6 +73,7 @@ impl Delivery {
 
 pub struct Webhooks {
     pub target: Option<SocketAddr>,
+    pub second_target: Option<SocketAddr>,
     pub lose_all: bool,
     pub lose_next: usize,
     pub duplicate: bool,
@@ -91,6 +92,7 @@ impl Default for Webhooks {
     fn default() -> Self {
         Self {
             target: None,
+            second_target: None,
             lose_all: false,
             lose_next: 0,
             duplicate: false,
@@ -209,6 +211,9 @@ pub async fn drain(shared: Arc<Shared>, key: String) {
             if attempt + 1 < ATTEMPTS {
                 sleep(backoff * asked.unwrap_or(1 << attempt).min(MAX_BACKOFF)).await;
             }
+        }
+        if let Some(second) = shared.look(|state| state.webhooks.second_target) {
+            post(second, &token, &body).await.ok(); // it may be down
         }
         shared.change(|state| state.webhooks.deliveries[at].fate = fate);
     }

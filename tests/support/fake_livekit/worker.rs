@@ -126,6 +126,8 @@ impl Plan {
             None | Some(Script::Stall | Script::EndAfter(..) | Script::DialTwice) => {}
         }
         sleep(shared.look(|state| state.knobs.dial_delay)).await;
+        let mut changes = shared.state.subscribe();
+        changes.wait_for(|state| !state.knobs.hold_dials).await.map(drop).expect("the sender lives");
         shared.change(|state| state.world.join_egress(&self.room, &self.id));
         let patience = shared.look(|state| state.knobs.subscription_timeout);
         let subscribed = timeout(patience, self.subscribe(shared)).await;

@@ -1,0 +1,80 @@
+//! What the sockets of egresses tell.
+
+use std::collections::HashSet;
+
+use actix::prelude::*;
+use chrono::Utc;
+
+use super::EgressStarter;
+use crate::actors::session_registry::{DropConnection, SocketNews, SocketState};
+use crate::db::rows::egresses::EgressState;
+use crate::ids::{RoomName, StartId, TicketId, TrackSid};
+
+/// An open socket, and whose it is.
+#[derive(Clone)]
+pub(super) struct Socket {
+    pub room: RoomName,
+    pub track: TrackSid,
+    pub node: String,
+}
+
+impl EgressStarter {
+    /// Ends the connection behind a ticket, if there still is one.
+    pub(super) fn drop_connection(&self, ticket: Option<TicketId>) {
+        if let Some(Err(error)) = ticket.map(|ticket| self.drop.try_send(DropConnection(ticket))) {
+            log::warn!("a connection is not dropped now error={error}");
+        }
+    }
+
+    pub(super) fn connected(&mut self, ticket: TicketId, Socket { room, track, node }: Socket, ctx: &mut Context<Self>) {
+        let store = self.tools.store.clone();
+        let told = async move { store.egress_connected(ticket, room, track, node, Utc::now()).await };
+        ctx.spawn(told.into_actor(self).map(|told, starter, ctx| {
+            if let Err(error) = told {
+                log::warn!("the row of an egress does not say that it is connected error={error}");
+            }
+            starter.sync(ctx);
+        }));
+    }
+
+    /// Says it again of sockets whose row does not say that they are open: the database was busy, or the row came later.
+    pub(super) fn connected_again(&mut self, ctx: &mut Context<Self>) {
+        let starting = self.jobs.values().filter(|job| job.egress.state == EgressState::Starting);
+        let starting: HashSet<(RoomName, TrackSid)> = starting.map(|job| (job.egress.room.clone(), job.egress.track_sid())).collect();
+        let untold = self.sockets.iter().filter(|(_, socket)| starting.contains(&(socket.room.clone(), socket.track.clone())));
+        for (ticket, socket) in untold.map(|(ticket, socket)| (ticket.clone(), socket.clone())).collect::<Vec<_>>() {
+            self.connected(ticket, socket, ctx);
+        }
+    }
+
+    pub(super) fn job_of_ticket(&self, ticket: &TicketId) -> Option<StartId> {
+        self.jobs.iter().find(|(_, job)| job.egress.row.ticket_id.as_deref() == Some(ticket.as_str())).map(|(id, _)| id.clone())
+    }
+}
+
+impl Handler<SocketNews> for EgressStarter {
+    type Result = ();
+
+    fn handle(&mut self, news: SocketNews, ctx: &mut Context<Self>) {
+        let SocketNews { ticket, room, track, state } = news;
+        match state {
+            SocketState::Opened { node } => {
+                let socket = Socket { room, track, node };
+                self.sockets.insert(ticket.clone(), socket.clone());
+                self.connected(ticket, socket, ctx);
+            }
+            SocketState::Ended(reason) => {
+                self.sockets.remove(&ticket);
+                if let Some(id) = self.job_of_ticket(&ticket) {
+                    self.judge(&id, Some(format!("its socket ended: {}", reason.as_str())), ctx);
+                }
+            }
+            SocketState::Stalled => {
+                if let Some(id) = self.job_of_ticket(&ticket) {
+                    let seconds = self.tools.config.restart_after.as_secs_f64();
+                    self.judge(&id, Some(format!("nothing came for {seconds} s")), ctx);
+                }
+            }
+        }
+    }
+}
