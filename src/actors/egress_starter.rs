@@ -18,7 +18,7 @@ use actix::prelude::*;
 use chrono::{TimeDelta, Utc};
 
 use self::attempt::Attempted;
-use self::job::{CONNECT_DEADLINE, Job, JobPhase, Next, next_phase};
+use self::job::{CONNECT_DEADLINE, CONNECT_PATIENCE, Job, JobPhase, Next, Times, next_phase};
 use self::pacer::{Pacer, Round};
 use super::child::jitter;
 use super::session_registry::{DropConnection, SocketNews, SocketState};
@@ -42,7 +42,7 @@ const PATIENCE: TimeDelta = TimeDelta::seconds(20);
 #[rtype(result = "()")]
 pub struct QueueChanged;
 
-/// The egresses that send to this server, as LiveKit lists them.
+/// The egresses that send to this server, as LiveKit lists them. Resolves when those that are in no row are settled.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct EgressesListed {
@@ -53,7 +53,7 @@ pub struct EgressesListed {
     pub live: HashSet<(RoomName, TrackSid)>,
 }
 
-/// What LiveKit says was compared for the first time, or could not be: starts may begin.
+/// What LiveKit says was compared for the first time, or not in time: starts may begin.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct FirstLookTaken;
@@ -90,13 +90,20 @@ pub(super) struct Tools {
     config: LiveKitConfig,
 }
 
+/// Whose socket it is, and from where it came.
+struct OpenSocket {
+    room: RoomName,
+    track: TrackSid,
+    node: String,
+}
+
 pub struct EgressStarter {
     tools: Arc<Tools>,
     drop: Recipient<DropConnection>,
     pacer: Pacer,
     jobs: HashMap<StartId, Job>,
-    /// Tickets whose sockets are open here.
-    sockets: HashSet<TicketId>,
+    /// The open sockets here, by their tickets.
+    sockets: HashMap<TicketId, OpenSocket>,
     /// Not before the first look at LiveKit: what ended meanwhile need not be started.
     may_start: bool,
     stopping: bool,
@@ -114,7 +121,7 @@ impl EgressStarter {
             drop,
             pacer,
             jobs: HashMap::new(),
-            sockets: HashSet::new(),
+            sockets: HashMap::new(),
             may_start: false,
             stopping: false,
             syncing: false,
@@ -146,9 +153,9 @@ impl EgressStarter {
         let open: HashSet<&StartId> = rows.iter().map(|egress| &egress.id).collect();
         self.jobs.retain(|id, _| open.contains(id));
         for egress in rows {
-            let connected = egress.ticket().is_some_and(|ticket| self.sockets.contains(&ticket));
+            let connected = self.is_connected(&egress, ctx);
             let known = self.jobs.get(&egress.id).map(|job| job.phase);
-            let (id, next) = (egress.id.clone(), next_phase(&egress, known, connected, Instant::now(), Utc::now()));
+            let (id, next) = (egress.id.clone(), next_phase(&egress, known, connected, self.times()));
             match next {
                 Next::Nothing => {
                     if let Some(job) = self.jobs.get_mut(&id) {
@@ -226,10 +233,11 @@ impl EgressStarter {
         if attempted == Attempted::Over {
             self.jobs.remove(id);
         }
+        let deadline = now + self.times().connect_deadline;
         if let Some(job) = self.jobs.get_mut(id) {
             job.phase = match attempted {
-                Attempted::Agreed if job.egress.ticket().is_some_and(|ticket| self.sockets.contains(&ticket)) => JobPhase::Live,
-                Attempted::Agreed => JobPhase::Connecting { deadline: now + CONNECT_DEADLINE, since: now },
+                Attempted::Agreed if job.egress.ticket().is_some_and(|ticket| self.sockets.contains_key(&ticket)) => JobPhase::Live,
+                Attempted::Agreed => JobPhase::Connecting { deadline, since: now },
                 Attempted::PutOff { wait, doubtful, .. } => JobPhase::Waiting { due: now + wait, doubtful },
                 Attempted::Over => JobPhase::Judging,
             };
@@ -248,19 +256,21 @@ impl EgressStarter {
             return;
         }
         job.phase = JobPhase::Judging;
-        if let Some(ticket) = job.egress.ticket()
-            && let Err(error) = self.drop.try_send(DropConnection(ticket))
-        {
-            log::warn!("a connection is not dropped now error={error}");
+        if let Some(ticket) = job.egress.ticket() {
+            // Before the registry says so: what follows must not take it for its own.
+            self.sockets.remove(&ticket);
+            if let Err(error) = self.drop.try_send(DropConnection(ticket)) {
+                log::warn!("a connection is not dropped now error={error}");
+            }
         }
         let (tools, id) = (Arc::clone(&self.tools), id.clone());
         ctx.spawn(async move { (tools.judge(&id, error).await, id) }.into_actor(self).map(|(judged, id), starter, ctx| {
-            if let Err(error) = judged {
-                log::error!("what follows an egress cannot be decided now start_id={id} error={error}");
-            }
-            // If nothing could be written, the row is as it was, and is looked at again with the next change.
             starter.jobs.remove(&id);
-            starter.sync(ctx);
+            match judged {
+                Ok(()) => starter.sync(ctx),
+                // The row is as it was, and is looked at again with the next heartbeat.
+                Err(error) => log::error!("what follows an egress cannot be decided now start_id={id} error={error}"),
+            }
         }));
     }
 
@@ -270,7 +280,7 @@ impl EgressStarter {
         let late = |job: &Job| matches!(job.phase, JobPhase::Connecting { deadline, .. } if deadline <= now);
         let late: Vec<StartId> = self.jobs.iter().filter(|(_, job)| late(job)).map(|(id, _)| id.clone()).collect();
         for id in late {
-            self.judge(&id, Some(format!("no socket came within {} s", CONNECT_DEADLINE.as_secs())), ctx);
+            self.judge(&id, Some(format!("no socket came within {} s", self.times().connect_deadline.as_secs_f64())), ctx);
         }
         let tools = Arc::clone(&self.tools);
         ctx.spawn(async move { tools.store.take_over_egresses(PATIENCE, Utc::now()).await }.into_actor(self).map(
@@ -283,6 +293,27 @@ impl EgressStarter {
                 Err(error) => log::warn!("this server cannot say that it lives error={error}"),
             },
         ));
+    }
+
+    /// Whether a row's egress has its socket here. One that was opened before the row was made, or with the ticket of an earlier try, is its too.
+    fn is_connected(&mut self, egress: &Egress, ctx: &mut Context<Self>) -> bool {
+        if egress.ticket().is_some_and(|ticket| self.sockets.contains_key(&ticket)) {
+            return true;
+        }
+        let sid = egress.track_sid();
+        let Some((ticket, socket)) = self.sockets.iter().find(|(_, socket)| socket.room == egress.room && socket.track == sid) else { return false };
+        let (store, ticket, room, node) = (self.tools.store.clone(), ticket.clone(), socket.room.clone(), socket.node.clone());
+        let told = async move { store.egress_connected(ticket, room, sid, node, Utc::now()).await };
+        ctx.spawn(told.into_actor(self).map(|told, starter, ctx| match told {
+            Ok(true) => starter.sync(ctx),
+            Ok(false) => {}
+            Err(error) => log::warn!("the row of an egress does not say that it is connected error={error}"),
+        }));
+        true
+    }
+
+    fn times(&self) -> Times {
+        Times { now: Instant::now(), wall: Utc::now(), connect_deadline: (self.tools.config.restart_after * CONNECT_PATIENCE).min(CONNECT_DEADLINE) }
     }
 
     fn job_of_ticket(&self, ticket: &TicketId) -> Option<StartId> {
@@ -331,7 +362,7 @@ impl Handler<SocketNews> for EgressStarter {
         let SocketNews { ticket, room, track, state } = news;
         match state {
             SocketState::Opened { node } => {
-                self.sockets.insert(ticket.clone());
+                self.sockets.insert(ticket.clone(), OpenSocket { room: room.clone(), track: track.clone(), node: node.clone() });
                 let store = self.tools.store.clone();
                 let told = async move { store.egress_connected(ticket, room, track, node, Utc::now()).await };
                 ctx.spawn(told.into_actor(self).map(|told, starter, ctx| {
@@ -350,7 +381,7 @@ impl Handler<SocketNews> for EgressStarter {
             SocketState::Stalled => {
                 if let Some(id) = self.job_of_ticket(&ticket) {
                     let seconds = self.tools.config.restart_after.as_secs_f64();
-                    self.judge(&id, Some(format!("nothing came for {seconds} s")), ctx);
+                    self.judge(&id, Some(format!("no audio came for {seconds} s")), ctx);
                 }
             }
         }
@@ -358,9 +389,9 @@ impl Handler<SocketNews> for EgressStarter {
 }
 
 impl Handler<EgressesListed> for EgressStarter {
-    type Result = ();
+    type Result = ResponseActFuture<Self, ()>;
 
-    fn handle(&mut self, msg: EgressesListed, ctx: &mut Context<Self>) {
+    fn handle(&mut self, msg: EgressesListed, ctx: &mut Context<Self>) -> Self::Result {
         let EgressesListed { egresses, asked_at, live } = msg;
         let listed: HashSet<&EgressId> = egresses.iter().map(|egress| &egress.id).collect();
         let gone = |job: &Job| match (job.phase, job.egress.egress_id()) {
@@ -373,12 +404,14 @@ impl Handler<EgressesListed> for EgressStarter {
             self.judge(&id, Some("LiveKit lists no such egress".to_owned()), ctx);
         }
         let tools = Arc::clone(&self.tools);
-        ctx.spawn(async move { tools.settle_orphans(egresses, live).await }.into_actor(self).map(|settled, starter, ctx| {
+        Box::pin(async move { tools.settle_orphans(egresses, live).await }.into_actor(self).map(|settled, starter, ctx| {
             if let Err(error) = settled {
                 log::warn!("egresses that nobody asked for are left for now error={error}");
             }
-            starter.sync(ctx);
-        }));
+            if starter.may_start {
+                starter.sync(ctx);
+            }
+        }))
     }
 }
 

@@ -18,8 +18,9 @@ pub struct TrackStats {
     /// Two channels arrive, and one is recorded.
     mixed_down: bool,
     format_mismatch: Mutex<Option<String>>,
-    /// Milliseconds after `opened` at which the last byte came.
+    /// Milliseconds after `opened` at which the last byte came, and the last audio.
     last_arrival_ms: AtomicU64,
+    last_audio_ms: AtomicU64,
     pub received_bytes: AtomicU64,
     pub recorded_bytes: AtomicU64,
     pub lost_bytes: AtomicU64,
@@ -117,6 +118,7 @@ impl TrackStats {
             mixed_down: false,
             format_mismatch: Mutex::default(),
             last_arrival_ms: AtomicU64::default(),
+            last_audio_ms: AtomicU64::default(),
             received_bytes: AtomicU64::default(),
             recorded_bytes: AtomicU64::default(),
             lost_bytes: AtomicU64::default(),
@@ -172,9 +174,19 @@ impl TrackStats {
         self.last_arrival_ms.store(millis(self.opened.elapsed()), Relaxed);
     }
 
+    /// Audio came, were it zeros.
+    pub fn note_audio(&self) {
+        self.last_audio_ms.store(millis(self.opened.elapsed()), Relaxed);
+    }
+
     /// How long nothing has come.
     pub fn idle(&self) -> Duration {
         self.opened.elapsed().saturating_sub(Duration::from_millis(self.last_arrival_ms.load(Relaxed)))
+    }
+
+    /// How long no audio has come: an egress that hangs still pings (`docs/FACTS.md`, egress socket).
+    pub fn without_audio(&self) -> Duration {
+        self.opened.elapsed().saturating_sub(Duration::from_millis(self.last_audio_ms.load(Relaxed)))
     }
 
     pub fn set_level(&self, level: Level) {

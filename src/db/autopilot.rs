@@ -1,11 +1,13 @@
 //! The start queue.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::rows::egresses::{Egress, EgressFilter};
+use super::rows::egresses::{Adoption, Egress, EgressFilter};
 use super::rows::{Page, TrackRow};
 use super::{DbError, Engine, POOL_WAIT, Store, postgres, sqlite};
-use crate::ids::{EgressId, Identity, RoomName, StartId, TicketId, TrackSid};
+use crate::ids::{EgressId, Identity, RoomName, RoomSid, StartId, TicketId, TrackSid};
 use crate::session::lifecycle::Cause;
 use crate::session::plan::{Reason, Wish};
 use crate::session::reconcile::KnownSession;
@@ -59,8 +61,15 @@ impl Store {
         run!(self, writer, egresses::connected((&ticket, &room, &track), &node, &host, now))
     }
 
-    /// Takes an egress that nobody here asked for as a track's own. `is_live`: its audio arrives here. `false`: it has no business here.
-    pub async fn adopt_egress(&self, room: RoomName, track: TrackSid, egress: EgressId, is_live: bool, now: DateTime<Utc>) -> Result<bool, DbError> {
+    /// Takes an egress that nobody here asked for as a track's own, if it may. `is_live`: its audio arrives here.
+    pub async fn adopt_egress(
+        &self,
+        room: RoomName,
+        track: TrackSid,
+        egress: EgressId,
+        is_live: bool,
+        now: DateTime<Utc>,
+    ) -> Result<Adoption, DbError> {
         let host = self.host();
         run!(self, writer, egresses::adopt((&room, &track), &egress, is_live, &host, now))
     }
@@ -96,7 +105,13 @@ impl Store {
 
     /// Every session that has not ended, with who is in it and what they publish.
     pub async fn known_sessions(&self) -> Result<Vec<KnownSession>, DbError> {
-        run!(self, reader, changes::known())
+        let host = self.host();
+        run!(self, reader, changes::known(&host))
+    }
+
+    /// Those of some rooms whose sessions have ended here.
+    pub async fn ended_rooms(&self, rooms: Vec<RoomSid>) -> Result<HashSet<RoomSid>, DbError> {
+        run!(self, reader, sessions::ended(&rooms))
     }
 
     /// Notes what an operator wants of a track, plans anew, and tells the track's open egress. `None`: there is no such track in an active session.

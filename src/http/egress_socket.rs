@@ -206,6 +206,7 @@ impl EgressSocket {
         if chunk.is_empty() {
             return;
         }
+        self.stats.note_audio();
         if self.since.is_none() {
             self.since = Some((Instant::now(), Utc::now()));
             self.batch.reserve(self.batch_bytes + chunk.len());

@@ -78,18 +78,22 @@ pub async fn wish(
 }
 
 /// Every session that has not ended, with what is in it.
-pub async fn known(connection: &mut Connection) -> Result<Vec<KnownSession>, DbError> {
+pub async fn known(connection: &mut Connection, host: &Host) -> Result<Vec<KnownSession>, DbError> {
     let with_egress: HashSet<String> = egresses::tracks_of_open(connection).await?.into_iter().collect();
     let mut known = Vec::new();
     for session in sessions::active(connection).await? {
         let participants = sessions::present(connection, &session.id).await?;
-        let tracks = tracks::published(connection, &session.id).await?;
+        let mut tracks = Vec::new();
+        for track in tracks::published(connection, &session.id).await? {
+            let is_settled = with_egress.contains(&track.id) || !egresses::is_wanted(connection, &session, &track, host).await?;
+            tracks.push(KnownTrack { state: tracks::state(&track), is_settled });
+        }
         known.push(KnownSession {
             room_sid: RoomSid::new(session.room_sid.unwrap_or_default()),
             room_name: RoomName::new(session.room_name),
             metadata: session.metadata,
             participants: participants.iter().map(sessions::participant_state).collect(),
-            tracks: tracks.iter().map(|track| KnownTrack { has_egress: with_egress.contains(&track.id), state: tracks::state(track) }).collect(),
+            tracks,
         });
     }
     Ok(known)

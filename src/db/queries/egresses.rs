@@ -6,13 +6,16 @@ use diesel_async::RunQueryDsl;
 
 use super::{Backend, Connection, tracks};
 use crate::db::DbError;
-use crate::db::rows::egresses::{Egress, EgressFilter, EgressRow, EgressState};
+use crate::db::rows::egresses::{Adoption, Egress, EgressFilter, EgressRow, EgressState};
 use crate::db::rows::{Host, Page, SessionRow, TrackRow};
-use crate::db::schema::{egresses, servers, sessions, tracks as tracks_table};
+use crate::db::schema::{egresses, servers, sessions, tracks as tracks_table, webhook_events};
 use crate::ids::{EgressId, Identity, RoomName, ServerId, StartId, TicketId, TrackSid, new_row_id};
 use crate::session::lifecycle::SessionStatus;
 use crate::session::plan::{Plan, Reason, TrackFacts, Wish, plan};
 use crate::session::rules::Rules;
+
+/// How much later than a webhook the answer to a call may come.
+const ANSWER_LATENESS: TimeDelta = TimeDelta::minutes(2);
 
 /// What the decision about a track rests on.
 pub fn facts<'a>(
@@ -54,6 +57,15 @@ pub async fn plan_track(connection: &mut Connection, session: &SessionRow, track
         }
     }
     Ok(())
+}
+
+/// Whether a published track is to be recorded, as far as is known.
+pub async fn is_wanted(connection: &mut Connection, session: &SessionRow, track: &TrackRow, host: &Host) -> Result<bool, DbError> {
+    let Some(rules) = &host.autopilot else { return Ok(false) };
+    Ok(match decide(connection, session, track, rules).await? {
+        Plan::Record(_) | Plan::AskKind => true,
+        Plan::Leave(_) => false,
+    })
 }
 
 /// Claims the start, if nobody has; or writes down why there is none.
@@ -193,6 +205,14 @@ pub async fn agreed(connection: &mut Connection, id: &StartId, egress: &EgressId
     // Found while it waited to be asked for again.
     let waiting = egresses::table.filter(egresses::id.eq(id.as_str())).filter(egresses::state.eq(EgressState::Queued.as_str()));
     diesel::update(waiting).set(egresses::state.eq(EgressState::Starting.as_str())).execute(connection).await?;
+    // Its end may have been told before its start was answered.
+    let told = webhook_events::table
+        .filter(webhook_events::event.eq("egress_ended"))
+        .filter(webhook_events::received_at.ge((now - ANSWER_LATENESS).naive_utc()))
+        .filter(webhook_events::body.like(format!("%\"{}\"%", egress.as_str())));
+    if told.select(webhook_events::id).first::<String>(connection).await.optional()?.is_some() {
+        lost(connection, id, Some("it ended before it was known to have started")).await?;
+    }
     Ok(agreed)
 }
 
@@ -215,8 +235,11 @@ pub async fn connected(
 ) -> Result<bool, DbError> {
     let open = egresses::table.filter(egresses::ended_at.is_null());
     let by_ticket: Option<String> = open.filter(egresses::ticket_id.eq(ticket.as_str())).select(egresses::id).first(connection).await.optional()?;
+    let of_ticket = egresses::table.filter(egresses::ticket_id.eq(ticket.as_str())).select(egresses::id);
     let found = match by_ticket {
         Some(found) => Some(found),
+        // Its row has ended meanwhile; the open one is another egress's.
+        None if of_ticket.first::<String>(connection).await.optional()?.is_some() => None,
         None => {
             let tracks = tracks_table::table.filter(tracks_table::room_name.eq(room.as_str())).filter(tracks_table::sid.eq(track.as_str()));
             let of_track = open.filter(egresses::track_id.eq_any(tracks.select(tracks_table::id))).filter(egresses::connected_at.is_null());
@@ -236,7 +259,7 @@ pub async fn connected(
     Ok(diesel::update(this).set(active).execute(connection).await? == 1)
 }
 
-/// Takes an egress that runs without a row as the track's own, where it is to be recorded and has none. `false`: it has no business here.
+/// Takes an egress that runs without a row as the track's own, where it is to be recorded and has none.
 pub async fn adopt(
     connection: &mut Connection,
     (room, track): (&RoomName, &TrackSid),
@@ -244,16 +267,19 @@ pub async fn adopt(
     is_live: bool,
     host: &Host,
     now: DateTime<Utc>,
-) -> Result<bool, DbError> {
-    let Some(rules) = &host.autopilot else { return Ok(true) };
-    // Somebody's ticket brought audio of a track that nothing else has told of.
-    let Some(session) = super::sessions::active_of_room(connection, room).await? else { return Ok(is_live) };
-    let Some(track) = tracks::find(connection, &session.id, track).await? else { return Ok(is_live) };
+) -> Result<Adoption, DbError> {
+    let Some(rules) = &host.autopilot else { return Ok(Adoption::Tolerated) };
+    let of_somebody = if is_live { Adoption::Tolerated } else { Adoption::Unwanted };
+    let of_room = tracks_table::table.inner_join(sessions::table).filter(sessions::room_name.eq(room.as_str()));
+    let known = of_room.filter(tracks_table::sid.eq(track.as_str())).select((TrackRow::as_select(), SessionRow::as_select()));
+    let known = known.order(sessions::started_at.desc());
+    // Without a track: somebody's ticket brought audio that nothing else has told of.
+    let Some((track, session)) = known.first::<(TrackRow, SessionRow)>(connection).await.optional()? else { return Ok(of_somebody) };
     match decide(connection, &session, &track, rules).await? {
         Plan::Record(_) | Plan::AskKind => {}
         // An operator's ticket stands over a rule.
-        Plan::Leave(Reason::Rule) => return Ok(is_live),
-        Plan::Leave(_) => return Ok(false),
+        Plan::Leave(Reason::Rule) => return Ok(of_somebody),
+        Plan::Leave(_) => return Ok(Adoption::Unwanted),
     }
     let columns = (
         egresses::id.eq(new_row_id()),
@@ -267,7 +293,8 @@ pub async fn adopt(
         egresses::due_at.eq(now.naive_utc()),
         egresses::started_at.eq(now.naive_utc()),
     );
-    Ok(diesel::insert_into(egresses::table).values(columns).on_conflict_do_nothing().execute(connection).await? == 1)
+    let inserted = diesel::insert_into(egresses::table).values(columns).on_conflict_do_nothing().execute(connection).await?;
+    Ok(if inserted == 1 { Adoption::Adopted } else { Adoption::Unwanted })
 }
 
 /// The socket or the egress ended.

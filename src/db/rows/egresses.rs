@@ -111,6 +111,17 @@ impl Egress {
     }
 }
 
+/// What becomes of an egress that nobody here asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adoption {
+    /// It is its track's own now.
+    Adopted,
+    /// Somebody else's, and let be.
+    Tolerated,
+    /// It has no business here.
+    Unwanted,
+}
+
 /// Which egresses are asked for; what is absent leaves all.
 #[derive(Debug, Clone, Default)]
 pub struct EgressFilter {
