@@ -1,5 +1,10 @@
 //! LiveKit and the server together: what happens in a room is known and recorded.
 
+mod converging;
+mod crashing;
+mod looking;
+mod reconciling;
+mod restarting;
 mod starting;
 
 use std::time::Duration;
