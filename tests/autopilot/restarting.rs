@@ -6,7 +6,7 @@ use diesel::connection::SimpleConnection;
 
 use super::looking::{assert_joined, column, end_reasons, ended, is_stopped, looks, patiently, segments_are, sent, starts, stopped, streaming_anew};
 use super::{autopilot, builder, egresses, recorded, streamed, until};
-use crate::support::fake_livekit::{End, FakeLiveKit, Script, Verdict, mic, screen_audio};
+use crate::support::fake_livekit::{End, FakeLiveKit, Fault, Method, Script, Verdict, mic, screen_audio};
 use crate::support::test_app::TestApp;
 
 /// Another egress is promised to be asked for within 2 s; four times that decide.
@@ -91,6 +91,22 @@ async fn an_egress_that_dies_before_it_dials_is_replaced() {
     livekit.streaming(&other).await;
     assert_eq!(starts(&livekit, &other).len(), 2);
     assert_eq!(until(&app, &other, "ACTIVE").await[0]["endReason"], "replaced");
+}
+
+#[tokio::test]
+async fn an_egress_whose_end_is_told_before_its_start_is_answered_is_replaced() {
+    let livekit = FakeLiveKit::start().await;
+    // No look finds it missing.
+    let app = builder(&livekit).env("LIVE_MEETING__LIVEKIT__RECONCILE_INTERVAL", "10m").start().await;
+    livekit.deliver_to(app.addr);
+    livekit.script_next(Script::DieBeforeDial);
+    livekit.fail_next(Method::StartTrackEgress, Fault::Slow(Duration::from_secs(1)), 1);
+    let track = livekit.publish("standup", "ana", mic()).await;
+    livekit.streaming(&track).await;
+    let asked = starts(&livekit, &track);
+    assert_eq!(asked.len(), 2);
+    assert!(asked[1] - asked[0] < Duration::from_secs(1) + PROMISED, "{:?}", asked[1] - asked[0]);
+    assert_eq!(until(&app, &track, "ACTIVE").await[0]["endReason"], "replaced");
 }
 
 #[tokio::test]
