@@ -1,6 +1,11 @@
 //! LiveKit and the server together: what happens in a room is known and recorded.
 
+mod converging;
+mod crashing;
+mod looking;
 mod operators;
+mod reconciling;
+mod restarting;
 mod rules;
 mod servers;
 mod starting;

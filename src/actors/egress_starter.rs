@@ -19,7 +19,7 @@ use actix::prelude::*;
 use chrono::{TimeDelta, Utc};
 
 use self::attempt::Attempted;
-use self::job::{CONNECT_DEADLINE, Job, JobPhase, Next, next_phase};
+use self::job::{CONNECT_DEADLINE, CONNECT_PATIENCE, Job, JobPhase, Next, Times, next_phase};
 use self::pacer::{Pacer, Round};
 use self::sockets::Socket;
 use super::child::jitter;
@@ -46,7 +46,7 @@ const PATIENCE: TimeDelta = TimeDelta::seconds(20);
 #[rtype(result = "()")]
 pub struct QueueChanged;
 
-/// The egresses that send to this server, as LiveKit lists them.
+/// The egresses that send to this server, as LiveKit lists them. Resolves when those that are in no row are settled.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct EgressesListed {
@@ -57,7 +57,7 @@ pub struct EgressesListed {
     pub live: HashSet<(RoomName, TrackSid)>,
 }
 
-/// What LiveKit says was compared for the first time, or could not be: starts may begin.
+/// What LiveKit says was compared for the first time, or not in time: starts may begin.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct FirstLookTaken;
@@ -154,9 +154,9 @@ impl EgressStarter {
         let open: HashSet<&StartId> = rows.iter().map(|egress| &egress.id).collect();
         self.jobs.retain(|id, _| open.contains(id));
         for egress in rows {
-            let connected = egress.ticket().is_some_and(|ticket| self.sockets.contains_key(&ticket));
+            let connected = self.is_connected(&egress, ctx);
             let known = self.jobs.get(&egress.id).map(|job| job.phase);
-            let (id, next) = (egress.id.clone(), next_phase(&egress, known, connected, Instant::now(), Utc::now()));
+            let (id, next) = (egress.id.clone(), next_phase(&egress, known, connected, self.times()));
             match next {
                 Next::Nothing => {
                     if let Some(job) = self.jobs.get_mut(&id) {
@@ -239,10 +239,11 @@ impl EgressStarter {
         if attempted == Attempted::Over {
             self.jobs.remove(id);
         }
+        let deadline = now + self.times().connect_deadline;
         if let Some(job) = self.jobs.get_mut(id) {
             job.phase = match attempted {
                 Attempted::Agreed if job.egress.ticket().is_some_and(|ticket| self.sockets.contains_key(&ticket)) => JobPhase::Live,
-                Attempted::Agreed => JobPhase::Connecting { deadline: now + CONNECT_DEADLINE, since: now },
+                Attempted::Agreed => JobPhase::Connecting { deadline, since: now },
                 Attempted::PutOff { wait, doubtful, .. } => JobPhase::Waiting { due: now + wait, doubtful },
                 Attempted::Over => JobPhase::Judging,
             };
@@ -261,16 +262,19 @@ impl EgressStarter {
             return;
         }
         job.phase = JobPhase::Judging;
-        let ticket = job.egress.ticket();
-        self.drop_connection(ticket);
+        if let Some(ticket) = job.egress.ticket() {
+            // Before the registry says so: what follows must not take it for its own.
+            self.sockets.remove(&ticket);
+            self.drop_connection(Some(ticket));
+        }
         let (tools, id) = (Arc::clone(&self.tools), id.clone());
         ctx.spawn(async move { (tools.judge(&id, error).await, id) }.into_actor(self).map(|(judged, id), starter, ctx| {
-            if let Err(error) = judged {
-                log::error!("what follows an egress cannot be decided now start_id={id} error={error}");
-            }
-            // If nothing could be written, the row is as it was, and is looked at again with the next change.
             starter.jobs.remove(&id);
-            starter.sync(ctx);
+            match judged {
+                Ok(()) => starter.sync(ctx),
+                // The row is as it was, and is looked at again with the next heartbeat.
+                Err(error) => log::error!("what follows an egress cannot be decided now start_id={id} error={error}"),
+            }
         }));
     }
 
@@ -280,7 +284,7 @@ impl EgressStarter {
         let late = |job: &Job| matches!(job.phase, JobPhase::Connecting { deadline, .. } if deadline <= now);
         let late: Vec<StartId> = self.jobs.iter().filter(|(_, job)| late(job)).map(|(id, _)| id.clone()).collect();
         for id in late {
-            self.judge(&id, Some(format!("no socket came within {} s", CONNECT_DEADLINE.as_secs())), ctx);
+            self.judge(&id, Some(format!("no socket came within {} s", self.times().connect_deadline.as_secs_f64())), ctx);
         }
         let outlived = |job: &Job| matches!(job.phase, JobPhase::Live | JobPhase::Connecting { .. }) && job.outlives_its_track(Utc::now());
         let outlived: Vec<StartId> = self.jobs.iter().filter(|(_, job)| outlived(job)).map(|(id, _)| id.clone()).collect();
@@ -308,6 +312,10 @@ impl EgressStarter {
             },
         ));
     }
+
+    fn times(&self) -> Times {
+        Times { now: Instant::now(), wall: Utc::now(), connect_deadline: (self.tools.config.restart_after * CONNECT_PATIENCE).min(CONNECT_DEADLINE) }
+    }
 }
 
 impl Actor for EgressStarter {
@@ -318,7 +326,6 @@ impl Actor for EgressStarter {
         self.look_around(ctx);
         ctx.run_interval(HEARTBEAT, |starter, ctx| {
             starter.look_around(ctx);
-            starter.connected_again(ctx);
             // A hint may have been dropped.
             starter.sync(ctx);
         });
@@ -346,9 +353,9 @@ impl Handler<FirstLookTaken> for EgressStarter {
 }
 
 impl Handler<EgressesListed> for EgressStarter {
-    type Result = ();
+    type Result = ResponseActFuture<Self, ()>;
 
-    fn handle(&mut self, msg: EgressesListed, ctx: &mut Context<Self>) {
+    fn handle(&mut self, msg: EgressesListed, ctx: &mut Context<Self>) -> Self::Result {
         let EgressesListed { egresses, asked_at, live } = msg;
         let listed: HashSet<&EgressId> = egresses.iter().map(|egress| &egress.id).collect();
         let gone = |job: &Job| match (job.phase, job.egress.egress_id()) {
@@ -361,12 +368,14 @@ impl Handler<EgressesListed> for EgressStarter {
             self.judge(&id, Some("LiveKit lists no such egress".to_owned()), ctx);
         }
         let tools = Arc::clone(&self.tools);
-        ctx.spawn(async move { tools.settle_orphans(egresses, live).await }.into_actor(self).map(|settled, starter, ctx| {
+        Box::pin(async move { tools.settle_orphans(egresses, live).await }.into_actor(self).map(|settled, starter, ctx| {
             if let Err(error) = settled {
                 log::warn!("egresses that nobody asked for are left for now error={error}");
             }
-            starter.sync(ctx);
-        }));
+            if starter.may_start {
+                starter.sync(ctx);
+            }
+        }))
     }
 }
 

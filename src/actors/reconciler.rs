@@ -25,6 +25,8 @@ use crate::session::reconcile::{ListedRoom, Missing, compare};
 const MAILBOX_CAPACITY: usize = 16;
 /// When something was missing for the first time: another look decides.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
+/// Starts wait for the first look no longer: LiveKit may hang, in one room or in all.
+const FIRST_LOOK_DEADLINE: Duration = Duration::from_secs(3);
 /// Rooms whose participants are asked for at the same time.
 const ROOMS_AT_ONCE: usize = 8;
 
@@ -46,8 +48,6 @@ pub struct Reconciler {
     params: Arc<ReconcilerParams>,
     missing: HashSet<Missing>,
     looking: bool,
-    /// Once LiveKit has answered: until then an earlier run's rules may have decided.
-    has_looked: bool,
     /// Those who asked while a look was under way: their answer is the next.
     waiting: Vec<oneshot::Sender<()>>,
     /// Since when LiveKit has not answered; it is said once.
@@ -67,7 +67,7 @@ enum LookError {
 
 impl Reconciler {
     pub fn new(params: ReconcilerParams) -> Self {
-        Self { params: Arc::new(params), missing: HashSet::new(), looking: false, has_looked: false, waiting: Vec::new(), silent_since: None }
+        Self { params: Arc::new(params), missing: HashSet::new(), looking: false, waiting: Vec::new(), silent_since: None }
     }
 
     /// Looks, one look at a time; `done` hears when a look that began after this call has ended.
@@ -77,15 +77,11 @@ impl Reconciler {
             return;
         }
         self.looking = true;
-        let (params, before, anew) = (Arc::clone(&self.params), self.missing.clone(), !self.has_looked);
-        ctx.spawn(async move { look(&params, &before, anew).await }.into_actor(self).map(move |looked, reconciler, ctx| {
+        let (params, before) = (Arc::clone(&self.params), self.missing.clone());
+        ctx.spawn(async move { look(&params, &before).await }.into_actor(self).map(move |looked, reconciler, ctx| {
             reconciler.looking = false;
             reconciler.looked(looked, ctx);
-            if let Some((starter, _)) = &reconciler.params.starter
-                && let Err(SendError::Full(_)) = starter.try_send(FirstLookTaken)
-            {
-                log::warn!("the starter of egresses is not told that LiveKit was looked at");
-            }
+            reconciler.let_starts_begin();
             if let Some(done) = done {
                 // Who asked may have gone.
                 done.send(()).ok();
@@ -96,13 +92,20 @@ impl Reconciler {
         }));
     }
 
+    fn let_starts_begin(&self) {
+        if let Some((starter, _)) = &self.params.starter
+            && let Err(SendError::Full(_)) = starter.try_send(FirstLookTaken)
+        {
+            log::warn!("the starter of egresses is not told that LiveKit was looked at");
+        }
+    }
+
     fn looked(&mut self, looked: Result<HashSet<Missing>, LookError>, ctx: &mut Context<Self>) {
         match looked {
             Ok(missing) => {
                 if let Some(since) = self.silent_since.take() {
                     log::info!("LiveKit answers again after_s={}", since.elapsed().as_secs());
                 }
-                self.has_looked = true;
                 self.missing = missing;
                 if !self.missing.is_empty() {
                     ctx.run_later(SECOND_LOOK, |reconciler, ctx| reconciler.look(None, ctx));
@@ -126,6 +129,7 @@ impl Actor for Reconciler {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
         self.look(None, ctx);
+        ctx.run_later(FIRST_LOOK_DEADLINE, |reconciler, _| reconciler.let_starts_begin());
         ctx.run_interval(self.params.interval, |reconciler, ctx| reconciler.look(None, ctx));
     }
 }
@@ -143,18 +147,21 @@ impl Handler<Reconcile> for Reconciler {
     }
 }
 
-async fn look(params: &ReconcilerParams, before: &HashSet<Missing>, anew: bool) -> Result<HashSet<Missing>, LookError> {
+async fn look(params: &ReconcilerParams, before: &HashSet<Missing>) -> Result<HashSet<Missing>, LookError> {
     // Read before LiveKit is: what is known and not listed was there before the list was made.
-    let known = params.store.known_sessions(anew).await?;
-    let rooms = params.livekit.rooms().await?;
+    let known = params.store.known_sessions().await?;
+    let mut rooms = params.livekit.rooms().await?;
+    // The end of a session is final, an operator's too: what goes on in its room is left alone.
+    let ended = params.store.ended_rooms(rooms.iter().map(|room| room.sid.clone()).collect()).await?;
+    rooms.retain(|room| !ended.contains(&room.sid));
     let listed: Vec<ListedRoom> =
         futures_util::stream::iter(rooms).map(|room| look_inside(&params.livekit, room)).buffer_unordered(ROOMS_AT_ONCE).collect().await;
     let now = Utc::now();
     let findings = compare(&known, &listed, before, now);
-    if !findings.changes.is_empty() {
+    let has_news = !findings.changes.is_empty();
+    if has_news {
         log::info!("LiveKit knows more than its webhooks told changes={}", findings.changes.len());
         params.store.apply_changes(findings.changes, Cause::Reconciler, now).await?;
-        params.registry.send(SessionsChanged).await?;
     }
     if let Some((starter, base)) = &params.starter {
         let asked_at = Instant::now();
@@ -167,6 +174,10 @@ async fn look(params: &ReconcilerParams, before: &HashSet<Missing>, anew: bool) 
             // Sessions go on without: LiveKit without Redis has no egress at all.
             Err(error) => log::warn!("LiveKit does not list its egresses error={error}"),
         }
+    }
+    if has_news {
+        // Starts begin now: what runs already is known by now.
+        params.registry.send(SessionsChanged).await?;
     }
     Ok(findings.missing)
 }

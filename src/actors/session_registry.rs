@@ -2,8 +2,9 @@
 //!
 //! In: [`ApplyEvent`] from the webhook door; [`ReserveTrack`] and [`TrackOpened`] from the egress door, [`TrackEnding`] and [`TrackEnded`] from tracks;
 //! [`DropConnection`] from the starter of egresses; [`StopTracks`] from `app`. Out: store calls, [`FinishTrack`] to tracks, [`SocketNews`] and
-//! `QueueChanged` to the starter, `Reconcile` to the reconciler. Full: callers wait; the webhook door answers 503 after 4 s and LiveKit repeats.
-//! Dies: the process ends, for nothing would be let in or sealed any more; whoever started it starts it again.
+//! [`QueueChanged`](super::egress_starter::QueueChanged) to the starter, [`Reconcile`](super::reconciler::Reconcile) to the reconciler. Full: callers
+//! wait; the webhook door answers 503 after 4 s and LiveKit repeats. Dies: the process ends, for nothing would be let in or sealed any more; whoever
+//! started it starts it again.
 
 mod autopilot;
 

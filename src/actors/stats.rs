@@ -18,7 +18,7 @@ pub struct TrackStats {
     /// Two channels arrive, and one is recorded.
     mixed_down: bool,
     format_mismatch: Mutex<Option<String>>,
-    /// Milliseconds after `opened` at which the last byte came.
+    /// Milliseconds after `opened` at which the last byte came, and the last audio.
     last_arrival_ms: AtomicU64,
     last_audio_ms: AtomicU64,
     pub received_bytes: AtomicU64,
@@ -174,14 +174,14 @@ impl TrackStats {
         self.last_arrival_ms.store(millis(self.opened.elapsed()), Relaxed);
     }
 
+    /// Audio came, were it zeros.
+    pub fn note_audio(&self) {
+        self.last_audio_ms.store(millis(self.opened.elapsed()), Relaxed);
+    }
+
     /// How long nothing has come.
     pub fn idle(&self) -> Duration {
         self.opened.elapsed().saturating_sub(Duration::from_millis(self.last_arrival_ms.load(Relaxed)))
-    }
-
-    /// Audio came, be it silence.
-    pub fn note_audio(&self) {
-        self.last_audio_ms.store(millis(self.opened.elapsed()), Relaxed);
     }
 
     /// How long no audio has come. LiveKit's pings go on while its pipeline hangs.

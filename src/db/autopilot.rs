@@ -1,11 +1,13 @@
 //! The start queue.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::rows::egresses::{Adoption, Egress, EgressFilter};
 use super::rows::{Page, TrackRow};
 use super::{DbError, Engine, POOL_WAIT, Store, postgres, sqlite};
-use crate::ids::{EgressId, Identity, RoomName, StartId, TicketId, TrackSid};
+use crate::ids::{EgressId, Identity, RoomName, RoomSid, StartId, TicketId, TrackSid};
 use crate::session::lifecycle::Cause;
 use crate::session::plan::{Reason, Wish};
 use crate::session::reconcile::KnownSession;
@@ -96,10 +98,15 @@ impl Store {
         run!(self, reader, egresses::list(&filter, &page))
     }
 
-    /// Every session that has not ended, with who is in it and what they publish. `anew`: tracks that were decided against count as undecided.
-    pub async fn known_sessions(&self, anew: bool) -> Result<Vec<KnownSession>, DbError> {
+    /// Every session that has not ended, with who is in it and what they publish.
+    pub async fn known_sessions(&self) -> Result<Vec<KnownSession>, DbError> {
         let host = self.host();
-        run!(self, reader, changes::known(&host, anew))
+        run!(self, reader, changes::known(&host))
+    }
+
+    /// Those of some rooms whose sessions have ended here.
+    pub async fn ended_rooms(&self, rooms: Vec<RoomSid>) -> Result<HashSet<RoomSid>, DbError> {
+        run!(self, reader, sessions::ended(&rooms))
     }
 
     /// Notes what an operator wants of a track, plans anew, and tells the track's open egress. `None`: there is no such track in an active session.

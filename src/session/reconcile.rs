@@ -34,8 +34,8 @@ pub struct KnownSession {
 #[derive(Debug, Clone, PartialEq)]
 pub struct KnownTrack {
     pub state: TrackState,
-    /// Somebody is at it, or it is decided that nobody is to be.
-    pub has_egress: bool,
+    /// It has an egress, or is on its way to one, or is not to be recorded.
+    pub is_settled: bool,
 }
 
 /// What is known and not listed.
@@ -93,8 +93,8 @@ impl Findings {
                 let known = session.and_then(|session| session.tracks.iter().find(|known| known.state.sid == track.sid));
                 let said = described_track(participant, track, now);
                 let said = TrackState { published_at: Some(now), ..said };
-                // A track without an egress is said again, so that what is to become of it is planned again.
-                if known.is_none_or(|known| !known.has_egress || known.state.description.value != said.description.value) {
+                // A track that is to have an egress is said again, so that what is to become of it is planned again.
+                if known.is_none_or(|known| !known.is_settled || known.state.description.value != said.description.value) {
                     self.changes.push(Change { session: state.clone(), participant: None, track: Some(said) });
                 }
             }
@@ -132,6 +132,7 @@ fn alive(session: &KnownSession, now: DateTime<Utc>) -> Change {
 #[cfg(test)]
 mod tests {
     use chrono::TimeDelta;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::ids::Identity;
@@ -184,7 +185,7 @@ mod tests {
             room_name: RoomName::new("room"),
             metadata: "m".to_owned(),
             participants: vec![participant],
-            tracks: vec![KnownTrack { state: track, has_egress: true }],
+            tracks: vec![KnownTrack { state: track, is_settled: true }],
         }
     }
 
@@ -212,9 +213,9 @@ mod tests {
     }
 
     #[test]
-    fn a_published_track_without_an_egress_is_said_again() {
+    fn a_track_that_is_to_have_an_egress_is_said_again() {
         let mut session = known();
-        session.tracks[0].has_egress = false;
+        session.tracks[0].is_settled = false;
         let Findings { changes, .. } = compare(&[session], &[listed(Some(vec![(ana(), vec![microphone()])]))], &none(), now());
         assert_eq!(changes.len(), 1);
         assert!(changes[0].track.is_some());
@@ -267,5 +268,94 @@ mod tests {
         let findings = compare(&[known()], &[other], &HashSet::from([Missing::Session(RoomSid::new("RM_1"))]), now());
         let ended: Vec<_> = findings.changes.iter().map(|change| (change.session.room_sid.as_str(), change.session.ended_at.is_some())).collect();
         assert_eq!(ended, [("RM_2", false), ("RM_1", true)]);
+    }
+
+    /// Lays changes over what is known, as the database does.
+    fn apply(known: &mut Vec<KnownSession>, changes: Vec<Change>) {
+        for Change { session, participant, track } in changes {
+            let known_at = known.iter().position(|known| known.room_sid == session.room_sid);
+            let at = known_at.unwrap_or(known.len());
+            if known_at.is_none() {
+                let (room_sid, room_name) = (session.room_sid.clone(), session.room_name.clone());
+                known.push(KnownSession { room_sid, room_name, metadata: String::new(), participants: Vec::new(), tracks: Vec::new() });
+            }
+            if session.metadata.at.is_some() {
+                known[at].metadata = session.metadata.value;
+            }
+            if let Some(said) = participant {
+                let people = &mut known[at].participants;
+                let before = people.iter().position(|person| person.sid == said.sid).map(|index| people.remove(index));
+                let merged = before.map_or(said.clone(), |before| before.merge(said));
+                people.extend(Some(merged).filter(|merged| merged.left_at.is_none()));
+            }
+            if let Some(said) = track {
+                let tracks = &mut known[at].tracks;
+                let before = tracks.iter().position(|track| track.state.sid == said.sid).map(|index| tracks.remove(index).state);
+                let state = before.map_or(said.clone(), |before| before.merge(said));
+                tracks.extend(Some(KnownTrack { state, is_settled: true }).filter(|track| track.state.unpublished_at.is_none()));
+            }
+            if session.ended_at.is_some() {
+                known.remove(at);
+            }
+        }
+    }
+
+    type Facts = std::collections::BTreeSet<String>;
+
+    fn facts(known: &[KnownSession]) -> Facts {
+        let each = known.iter().flat_map(|session| {
+            let sid = &session.room_sid;
+            let people = session.participants.iter().map(move |person| format!("{sid} {} {:?}", person.sid, person.description.value));
+            let tracks = session.tracks.iter().map(move |track| format!("{sid} {} {:?}", track.state.sid, track.state.description.value));
+            people.chain(tracks).chain([format!("{sid} {}", session.metadata)])
+        });
+        each.collect()
+    }
+
+    /// Rooms, each with its metadata, and of each person in it the name and the tracks by name.
+    type World = std::collections::BTreeMap<u8, (u8, std::collections::BTreeMap<u8, (u8, std::collections::BTreeMap<u8, u8>)>)>;
+
+    fn worlds() -> impl Strategy<Value = World> {
+        use proptest::collection::btree_map;
+        btree_map(0..3_u8, (0..2_u8, btree_map(0..3_u8, (0..2_u8, btree_map(0..2_u8, 0..2_u8, 0..3)), 0..4)), 0..4)
+    }
+
+    fn rooms(world: &World, answers: bool) -> Vec<ListedRoom> {
+        let person = |room: &u8, (number, (name, tracks)): (&u8, &(u8, std::collections::BTreeMap<u8, u8>))| {
+            let participant = Participant { sid: ParticipantSid::new(format!("PA_{room}{number}")), name: name.to_string(), ..ana() };
+            let track =
+                |(track, name): (&u8, &u8)| Track { sid: TrackSid::new(format!("TR_{room}{number}{track}")), name: name.to_string(), ..microphone() };
+            (participant, tracks.iter().map(track).collect())
+        };
+        let listed = world.iter().map(|(number, (metadata, people))| ListedRoom {
+            room: Room { metadata: Some(metadata.to_string()), ..room(&format!("RM_{number}")) },
+            inside: answers.then(|| people.iter().map(|each| person(number, each)).collect()),
+        });
+        listed.collect()
+    }
+
+    proptest! {
+        #[test]
+        fn two_looks_make_anything_known_what_is_there(before in worlds(), truth in worlds()) {
+            let at = |second| now() + TimeDelta::seconds(second);
+            let mut known = Vec::new();
+            apply(&mut known, compare(&[], &rooms(&before, true), &none(), at(0)).changes);
+            let mut expected = Vec::new();
+            apply(&mut expected, compare(&[], &rooms(&truth, true), &none(), at(0)).changes);
+
+            // Rooms that nobody tells of lose nobody, however often they are looked at.
+            let told = facts(&known);
+            let silent = compare(&known, &rooms(&before, false), &compare(&known, &[], &none(), at(1)).missing, at(1));
+            prop_assert_eq!(silent, Findings::default());
+
+            let listed = rooms(&truth, true);
+            let first = compare(&known, &listed, &none(), at(2));
+            apply(&mut known, first.changes);
+            prop_assert!(facts(&known).len() >= told.len(), "nothing is closed by one look");
+            let second = compare(&known, &listed, &first.missing, at(4));
+            apply(&mut known, second.changes);
+            prop_assert_eq!(facts(&known), facts(&expected));
+            prop_assert_eq!(compare(&known, &listed, &second.missing, at(6)), Findings::default());
+        }
     }
 }

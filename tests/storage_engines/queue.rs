@@ -10,7 +10,7 @@ use live_meeting::session::plan::{Reason, Wish};
 use live_meeting::session::rules::Rules;
 
 use super::engine::TestDatabase;
-use super::fixtures::{ALL, at, deliver, ended, event, participant, track};
+use super::fixtures::{ALL, at, deliver, event, participant, track};
 
 const PATIENCE: TimeDelta = TimeDelta::seconds(20);
 

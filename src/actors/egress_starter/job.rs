@@ -6,8 +6,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::db::rows::egresses::{Egress, EgressState};
 
-/// From LiveKit's yes to the socket: an egress waits up to 30 s for its track, and dials then (`docs/FACTS.md`, server API).
+/// From LiveKit's yes to the socket at most: an egress waits up to 30 s for its track, and dials then (`docs/FACTS.md`, server API).
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(60);
+/// The same in `livekit.restart_after`s, where those are short.
+pub(super) const CONNECT_PATIENCE: u32 = 2;
 
 /// An egress ends within 5 s of its track: 2 s of grace, and what is in its pipeline (`docs/FACTS.md`, egress socket).
 const ENDING_GRACE: TimeDelta = TimeDelta::seconds(30);
@@ -53,8 +55,17 @@ pub(super) enum Next {
     Judge,
 }
 
+/// The clocks, and how long an egress may take to dial.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub now: Instant,
+    pub wall: DateTime<Utc>,
+    pub connect_deadline: Duration,
+}
+
 /// `connected`: the socket of the row's ticket is open here.
-pub(super) fn next_phase(egress: &Egress, known: Option<JobPhase>, connected: bool, now: Instant, wall: DateTime<Utc>) -> Next {
+pub(super) fn next_phase(egress: &Egress, known: Option<JobPhase>, connected: bool, times: Times) -> Next {
+    let Times { now, wall, connect_deadline } = times;
     match (egress.state, known) {
         (_, Some(JobPhase::Asking | JobPhase::Judging)) | (EgressState::Ended | EgressState::Skipped, _) => Next::Nothing,
         (EgressState::Lost, _) => Next::Judge,
@@ -67,7 +78,7 @@ pub(super) fn next_phase(egress: &Egress, known: Option<JobPhase>, connected: bo
         (EgressState::Starting | EgressState::Active, _) if connected => Next::Phase(JobPhase::Live),
         (EgressState::Starting, Some(JobPhase::Connecting { .. })) => Next::Nothing,
         (EgressState::Starting, _) if egress.row.egress_id.is_some() => {
-            Next::Phase(JobPhase::Connecting { deadline: now + CONNECT_DEADLINE, since: now })
+            Next::Phase(JobPhase::Connecting { deadline: now + connect_deadline, since: now })
         }
         (EgressState::Starting, _) => Next::Phase(JobPhase::Waiting { due: now, doubtful: true }),
         // Its socket went with an earlier run, or its end was not told.
@@ -149,8 +160,9 @@ mod tests {
     fn what_a_reading_of_the_queue_changes() {
         use EgressState::{Active, Ended, Lost, Queued, Starting};
         let (now, wall) = (Instant::now(), DateTime::from_timestamp(1_700_000_000, 0).expect("a time"));
+        let times = Times { now, wall, connect_deadline: CONNECT_DEADLINE };
         let waiting = |doubtful| Next::Phase(JobPhase::Waiting { due: now, doubtful });
-        let connecting = JobPhase::Connecting { deadline: now + CONNECT_DEADLINE, since: now };
+        let connecting = JobPhase::Connecting { deadline: now + times.connect_deadline, since: now };
         let doubtful = Some(JobPhase::Waiting { due: now, doubtful: true });
         let table = [
             ("new", egress(Queued, false, 0), None, false, waiting(false)),
@@ -169,9 +181,9 @@ mod tests {
             ("over", egress(Ended, true, 1), None, false, Next::Nothing),
         ];
         for (case, egress, known, connected, next) in table {
-            assert_eq!(next_phase(&egress, known, connected, now, wall), next, "{case}");
+            assert_eq!(next_phase(&egress, known, connected, times), next, "{case}");
         }
-        let early = next_phase(&egress(Queued, false, 0), None, false, now, wall - TimeDelta::seconds(7));
+        let early = next_phase(&egress(Queued, false, 0), None, false, Times { wall: wall - TimeDelta::seconds(7), ..times });
         assert_eq!(early, Next::Phase(JobPhase::Waiting { due: now + Duration::from_secs(7), doubtful: false }));
     }
 }

@@ -38,7 +38,7 @@ impl Tools {
             return self.stop(id, reason).await;
         }
         if !self.is_published(&egress).await {
-            return self.stop(id, Reason::Gone).await;
+            return self.stop(id, Reason::TrackEnded).await;
         }
         let now = Utc::now();
         let earlier = self.store.restarts_since(egress.row.track_id.clone(), now - RESTART_WINDOW).await?;
@@ -107,9 +107,15 @@ impl Tools {
             }
             let of_track = open.iter().find(|egress| egress.room == orphan.room && egress.track_sid() == orphan.track);
             match of_track {
-                // It may be the one that is being asked for.
-                Some(egress) if egress.row.egress_id.is_none() => continue,
-                Some(_) => {}
+                Some(egress) if egress.row.egress_id.is_some() => {}
+                // It is the one that is being asked for, or will be found before the next question.
+                Some(egress) if egress.state != EgressState::Active && egress.row.attempts > 0 => continue,
+                Some(egress) => {
+                    if self.store.egress_agreed(egress.id.clone(), orphan.id.clone(), Utc::now()).await? {
+                        log::info!("an egress is adopted that nobody here asked for egress_id={} track_sid={}", orphan.id, orphan.track);
+                    }
+                    continue;
+                }
                 None => {
                     let is_live = live.contains(&(orphan.room.clone(), orphan.track.clone()));
                     match self.store.adopt_egress(orphan.room.clone(), orphan.track.clone(), orphan.id.clone(), Utc::now()).await? {
@@ -118,8 +124,8 @@ impl Tools {
                             continue;
                         }
                         Adoption::NotOurs => continue,
-                        // Somebody's ticket brings audio that nothing else has told of, or may yet: the next look knows.
-                        Adoption::Unknown if is_live || orphan.status == EgressStatus::Starting => continue,
+                        // Somebody's ticket brings audio that nothing else has told of.
+                        Adoption::Unknown if is_live => continue,
                         Adoption::Unknown | Adoption::Unwanted => {}
                     }
                 }

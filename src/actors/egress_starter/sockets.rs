@@ -1,13 +1,11 @@
 //! What the sockets of egresses tell.
 
-use std::collections::HashSet;
-
 use actix::prelude::*;
 use chrono::Utc;
 
 use super::EgressStarter;
 use crate::actors::session_registry::{DropConnection, SocketNews, SocketState};
-use crate::db::rows::egresses::EgressState;
+use crate::db::rows::egresses::{Egress, EgressState};
 use crate::ids::{RoomName, StartId, TicketId, TrackSid};
 
 /// An open socket, and whose it is.
@@ -29,22 +27,26 @@ impl EgressStarter {
     pub(super) fn connected(&mut self, ticket: TicketId, Socket { room, track, node }: Socket, ctx: &mut Context<Self>) {
         let store = self.tools.store.clone();
         let told = async move { store.egress_connected(ticket, room, track, node, Utc::now()).await };
-        ctx.spawn(told.into_actor(self).map(|told, starter, ctx| {
-            if let Err(error) = told {
-                log::warn!("the row of an egress does not say that it is connected error={error}");
-            }
-            starter.sync(ctx);
+        ctx.spawn(told.into_actor(self).map(|told, starter, ctx| match told {
+            Ok(true) => starter.sync(ctx),
+            // Nobody here asked for it, or its row has ended.
+            Ok(false) => {}
+            Err(error) => log::warn!("the row of an egress does not say that it is connected error={error}"),
         }));
     }
 
-    /// Says it again of sockets whose row does not say that they are open: the database was busy, or the row came later.
-    pub(super) fn connected_again(&mut self, ctx: &mut Context<Self>) {
-        let starting = self.jobs.values().filter(|job| job.egress.state == EgressState::Starting);
-        let starting: HashSet<(RoomName, TrackSid)> = starting.map(|job| (job.egress.room.clone(), job.egress.track_sid())).collect();
-        let untold = self.sockets.iter().filter(|(_, socket)| starting.contains(&(socket.room.clone(), socket.track.clone())));
-        for (ticket, socket) in untold.map(|(ticket, socket)| (ticket.clone(), socket.clone())).collect::<Vec<_>>() {
+    /// Whether a row's egress has its socket here. One that was opened before the row was made, with the ticket of an earlier try, or while the database was
+    /// busy, is its too.
+    pub(super) fn is_connected(&mut self, egress: &Egress, ctx: &mut Context<Self>) -> bool {
+        let sid = egress.track_sid();
+        let by_ticket = egress.ticket().and_then(|ticket| self.sockets.get_key_value(&ticket));
+        let by_track = || self.sockets.iter().find(|(_, socket)| socket.room == egress.room && socket.track == sid);
+        let Some((ticket, socket)) = by_ticket.or_else(by_track) else { return false };
+        if egress.state == EgressState::Starting {
+            let (ticket, socket) = (ticket.clone(), socket.clone());
             self.connected(ticket, socket, ctx);
         }
+        true
     }
 
     pub(super) fn job_of_ticket(&self, ticket: &TicketId) -> Option<StartId> {
@@ -72,7 +74,7 @@ impl Handler<SocketNews> for EgressStarter {
             SocketState::Stalled => {
                 if let Some(id) = self.job_of_ticket(&ticket) {
                     let seconds = self.tools.config.restart_after.as_secs_f64();
-                    self.judge(&id, Some(format!("nothing came for {seconds} s")), ctx);
+                    self.judge(&id, Some(format!("no audio came for {seconds} s")), ctx);
                 }
             }
         }

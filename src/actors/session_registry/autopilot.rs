@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 
-use super::{ConnectionId, SessionRegistry};
+use super::{ConnectionId, Live, SessionRegistry};
 use crate::actors::egress_starter::QueueChanged;
 use crate::actors::reconciler::Reconcile;
 use crate::db::rows::EndReason;
@@ -39,7 +39,7 @@ pub enum SocketState {
         node: String,
     },
     Ended(EndReason),
-    /// Nothing came for long; it is still open.
+    /// No audio came for long; it is still open. Said again while it is so: it may have been said while nothing could be done about it.
     Stalled,
 }
 
@@ -49,12 +49,13 @@ pub enum SocketState {
 pub struct DropConnection(pub TicketId);
 
 impl SessionRegistry {
-    /// Tells what became of a connection's socket, each thing once and nothing behind its end. Connections without a ticket or a track are nobody's.
+    /// Tells what became of a connection's socket, and nothing behind its end. Connections without a ticket or a track are nobody's.
     pub(super) fn tell(&mut self, connection: ConnectionId, state: SocketState) {
         let Some(sockets) = self.autopilot.as_ref().and_then(|autopilot| autopilot.sockets.as_ref()) else { return };
         let Some(live) = self.live.get_mut(&connection).filter(|_| !self.stopping) else { return };
         let (Some(ticket), Some(track)) = (live.ticket.clone(), live.identity.track.clone()) else { return };
-        if live.told.as_ref() == Some(&state) || matches!(live.told, Some(SocketState::Ended(_))) {
+        let is_old = live.told.as_ref() == Some(&state) && state != SocketState::Stalled;
+        if is_old || matches!(live.told, Some(SocketState::Ended(_))) {
             return;
         }
         live.told = Some(state.clone());
@@ -65,10 +66,8 @@ impl SessionRegistry {
 
     pub(super) fn tell_stalled(&mut self) {
         let Some(stalled_after) = self.autopilot.as_ref().map(|autopilot| autopilot.stalled_after) else { return };
-        let stalled = self
-            .live
-            .iter()
-            .filter(|(_, live)| live.track.is_some() && !live.stats.draining.load(Relaxed) && live.stats.without_audio() > stalled_after);
+        let is_stalled = |live: &Live| live.track.is_some() && !live.stats.draining.load(Relaxed) && live.stats.without_audio() > stalled_after;
+        let stalled = self.live.iter().filter(|(_, live)| is_stalled(live));
         for connection in stalled.map(|(connection, _)| *connection).collect::<Vec<_>>() {
             self.tell(connection, SocketState::Stalled);
         }

@@ -171,12 +171,9 @@ pub async fn wish(
     })
 }
 
-/// Every session that has not ended, with what is in it. `anew`: what was decided against is to be decided again, for the rules may be others.
-pub async fn known(connection: &mut Connection, host: &Host, anew: bool) -> Result<Vec<KnownSession>, DbError> {
-    let decided: HashSet<String> = egresses::tracks_decided(connection, !anew).await?.into_iter().collect();
-    let needs_none = |track: &TrackRow| {
-        host.autopilot.is_none() || track.kind != "AUDIO" || track.wish.as_deref() == Some(Wish::Stop.as_str()) || decided.contains(&track.id)
-    };
+/// Every session that has not ended, with what is in it.
+pub async fn known(connection: &mut Connection, host: &Host) -> Result<Vec<KnownSession>, DbError> {
+    let with_egress: HashSet<String> = egresses::tracks_of_open(connection).await?.into_iter().collect();
     let sessions = sessions::active(connection).await?;
     let ids: Vec<&str> = sessions.iter().map(|session| session.id.as_str()).collect();
     let mut participants: HashMap<String, Vec<ParticipantState>> = HashMap::new();
@@ -184,14 +181,16 @@ pub async fn known(connection: &mut Connection, host: &Host, anew: bool) -> Resu
         participants.entry(session).or_default().push(sessions::participant_state(&row));
     }
     let mut tracks: HashMap<String, Vec<KnownTrack>> = HashMap::new();
+    let by_id: HashMap<&str, &SessionRow> = sessions.iter().map(|session| (session.id.as_str(), session)).collect();
     for row in tracks::published(connection, &ids).await? {
-        let known = KnownTrack { has_egress: needs_none(&row), state: tracks::state(&row) };
-        tracks.entry(row.session_id.unwrap_or_default()).or_default().push(known);
+        let Some(session) = row.session_id.as_deref().and_then(|id| by_id.get(id)) else { continue };
+        let is_settled = with_egress.contains(&row.id) || !egresses::is_wanted(connection, session, &row, host).await?;
+        tracks.entry(session.id.clone()).or_default().push(KnownTrack { is_settled, state: tracks::state(&row) });
     }
-    let known = sessions.into_iter().map(|session| KnownSession {
-        room_sid: RoomSid::new(session.room_sid.unwrap_or_default()),
-        room_name: RoomName::new(session.room_name),
-        metadata: session.metadata,
+    let known = sessions.iter().map(|session| KnownSession {
+        room_sid: RoomSid::new(session.room_sid.clone().unwrap_or_default()),
+        room_name: RoomName::new(&session.room_name),
+        metadata: session.metadata.clone(),
         participants: participants.remove(&session.id).unwrap_or_default(),
         tracks: tracks.remove(&session.id).unwrap_or_default(),
     });

@@ -8,11 +8,14 @@ use super::{Backend, Connection, tracks};
 use crate::db::DbError;
 use crate::db::rows::egresses::{Adoption, Egress, EgressFilter, EgressRow, EgressState};
 use crate::db::rows::{Host, Page, SessionRow, TrackRow};
-use crate::db::schema::{egresses, servers, sessions, tracks as tracks_table};
+use crate::db::schema::{egresses, servers, sessions, tracks as tracks_table, webhook_events};
 use crate::ids::{EgressId, Identity, RoomName, ServerId, StartId, TicketId, TrackSid, new_row_id};
 use crate::session::lifecycle::{Cause, SessionStatus};
 use crate::session::plan::{Plan, Reason, TrackFacts, Wish, plan};
 use crate::session::rules::Rules;
+
+/// How much later than a webhook the answer to a call may come.
+const ANSWER_LATENESS: TimeDelta = TimeDelta::minutes(2);
 
 /// What the decision about a track rests on.
 pub fn facts<'a>(
@@ -73,6 +76,15 @@ async fn is_unknown_to_livekit(connection: &mut Connection, track: &TrackRow) ->
         .filter(egresses::attempts.gt(0));
     let refused: i64 = refused.count().get_result(connection).await?;
     Ok(refused > 0)
+}
+
+/// Whether a published track is to be recorded, as far as is known.
+pub async fn is_wanted(connection: &mut Connection, session: &SessionRow, track: &TrackRow, host: &Host) -> Result<bool, DbError> {
+    let Some(rules) = &host.autopilot else { return Ok(false) };
+    Ok(match decide(connection, session, track, rules).await? {
+        Plan::Record(_) | Plan::AskKind => !is_unknown_to_livekit(connection, track).await?,
+        Plan::Leave(_) => false,
+    })
 }
 
 /// Claims the start, if nobody has; or writes down why there is none.
@@ -138,13 +150,9 @@ pub async fn open(connection: &mut Connection, server: Option<&ServerId>) -> Res
     whole(open.select(columns()).order(egresses::id.asc()).load(connection).await?)
 }
 
-/// The tracks that somebody is at, and on request those that nobody is to be at.
-pub async fn tracks_decided(connection: &mut Connection, with_skipped: bool) -> Result<Vec<String>, DbError> {
-    let mut decided = egresses::table.filter(egresses::ended_at.is_null()).select(egresses::track_id).into_boxed::<Backend>();
-    if with_skipped {
-        decided = decided.or_filter(egresses::state.eq(EgressState::Skipped.as_str()));
-    }
-    Ok(decided.load(connection).await?)
+/// The tracks that somebody is at.
+pub async fn tracks_of_open(connection: &mut Connection) -> Result<Vec<String>, DbError> {
+    Ok(egresses::table.filter(egresses::ended_at.is_null()).select(egresses::track_id).load(connection).await?)
 }
 
 /// One row, open or not.
@@ -219,6 +227,14 @@ pub async fn agreed(connection: &mut Connection, id: &StartId, egress: &EgressId
     // Found while it waited to be asked for again.
     let waiting = egresses::table.filter(egresses::id.eq(id.as_str())).filter(egresses::state.eq(EgressState::Queued.as_str()));
     diesel::update(waiting).set(egresses::state.eq(EgressState::Starting.as_str())).execute(connection).await?;
+    // Its end may have been told before its start was answered.
+    let told = webhook_events::table
+        .filter(webhook_events::event.eq("egress_ended"))
+        .filter(webhook_events::received_at.ge((now - ANSWER_LATENESS).naive_utc()))
+        .filter(webhook_events::body.like(format!("%\"{}\"%", egress.as_str())));
+    if told.select(webhook_events::id).first::<String>(connection).await.optional()?.is_some() {
+        lost(connection, id, Some("it ended before it was known to have started")).await?;
+    }
     Ok(agreed)
 }
 
@@ -246,8 +262,11 @@ pub async fn connected(
 ) -> Result<bool, DbError> {
     let open = egresses::table.filter(egresses::ended_at.is_null());
     let by_ticket: Option<String> = open.filter(egresses::ticket_id.eq(ticket.as_str())).select(egresses::id).first(connection).await.optional()?;
+    let of_ticket = egresses::table.filter(egresses::ticket_id.eq(ticket.as_str())).select(egresses::id);
     let found = match by_ticket {
         Some(found) => Some(found),
+        // Its row has ended meanwhile; the open one is another egress's.
+        None if of_ticket.first::<String>(connection).await.optional()?.is_some() => None,
         None => {
             let tracks = tracks_table::table.filter(tracks_table::room_name.eq(room.as_str())).filter(tracks_table::sid.eq(track.as_str()));
             let of_track = open.filter(egresses::track_id.eq_any(tracks.select(tracks_table::id))).filter(egresses::connected_at.is_null());

@@ -4,12 +4,12 @@ use chrono::TimeDelta;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use super::sessions;
-use super::{Backend, Connection};
+use super::{Backend, Connection, sessions, tracks};
 use crate::db::DbError;
 use crate::db::rows::{Admission, Host, NewRecording, OpenedRecording, Page, RecordingRow, SessionRow, TrackFacts, TrackRow};
-use crate::db::schema::{recordings, segments, sessions as sessions_table, tracks};
+use crate::db::schema::{egresses, recordings, segments, sessions as sessions_table, tracks as tracks_table};
 use crate::ids::{Identity, MeetingId, RecordingId, RoomName, TicketId, TrackSid, new_row_id};
+use crate::session::plan::Reason;
 
 /// How far this machine's clock and LiveKit's may differ when a recording looks for its session: the leeway of the webhooks' tokens.
 const CLOCK_LEEWAY: TimeDelta = TimeDelta::seconds(60);
@@ -92,59 +92,84 @@ pub async fn open(connection: &mut Connection, new: &NewRecording, host: &Host) 
     })
 }
 
-/// The recording that a participant's new track goes on with: LiveKit gives it another SID after a full reconnect. It is followed by identity and source,
-/// which an event must have told; two tracks of one source at the same time are two recordings.
+/// The recording that a track goes on with which is not its first: LiveKit gives a participant's track another SID after a full reconnect. It is followed by
+/// identity and source, which an event must have told, and by name where there are several. Two tracks of one source at the same time are two recordings.
 async fn followed(connection: &mut Connection, session: &SessionRow, track: &TrackSid) -> Result<Option<RecordingRow>, DbError> {
-    let of_session = tracks::table.filter(tracks::session_id.eq(&session.id));
-    let this = of_session.filter(tracks::sid.eq(track.as_str())).select(TrackRow::as_select()).first(connection).await.optional()?;
-    let Some((identity, source)) = this.and_then(|track: TrackRow| Some((track.identity?, track.source))) else { return Ok(None) };
-    if matches!(source.as_str(), "" | "UNKNOWN") {
-        return Ok(None);
+    let of_session = recordings::table.filter(recordings::session_id.eq(&session.id));
+    let continued = segments::table.filter(segments::track_sid.eq(track.as_str())).select(segments::recording_id);
+    let own = of_session.filter(recordings::id.eq_any(continued)).select(RecordingRow::as_select()).order(recordings::id.desc());
+    if let Some(own) = own.first(connection).await.optional()? {
+        return Ok(Some(own));
     }
-    let of_source = of_session.filter(tracks::identity.eq(&identity)).filter(tracks::source.eq(source)).select(tracks::id);
-    let open = segments::table.filter(segments::ended_at.is_null()).select(segments::recording_id);
-    let before = recordings::table
-        .filter(recordings::session_id.eq(&session.id))
-        .filter(recordings::participant.eq(&identity))
-        .filter(recordings::track_id.eq_any(of_source))
-        .filter(recordings::id.ne_all(open));
-    Ok(before.select(RecordingRow::as_select()).order(recordings::id.desc()).first(connection).await.optional()?)
+    let Some(this) = tracks::find(connection, &session.id, track).await? else { return Ok(None) };
+    let Some(identity) = this.identity.filter(|_| !matches!(this.source.as_str(), "" | "UNKNOWN")) else { return Ok(None) };
+    let of_source = tracks_table::table.filter(tracks_table::session_id.eq(&session.id)).filter(tracks_table::identity.eq(&identity));
+    let of_source: Vec<TrackRow> = of_source.filter(tracks_table::source.eq(&this.source)).select(TrackRow::as_select()).load(connection).await?;
+    let before = of_session.filter(recordings::participant.eq(&identity)).select(RecordingRow::as_select()).order(recordings::id.desc());
+    let mut found = None;
+    for recording in before.load::<RecordingRow>(connection).await? {
+        let last = segments::table.filter(segments::recording_id.eq(&recording.id)).filter(segments::track_sid.is_not_null());
+        let last = last.select(segments::track_sid).order((segments::started_at.desc(), segments::id.desc()));
+        let last: Option<Option<String>> = last.first(connection).await.optional()?;
+        let sid = last.flatten().or_else(|| recording.track_sid.clone());
+        let Some(last) = of_source.iter().find(|track| track.sid == sid) else { continue };
+        if is_over(connection, last).await? {
+            if last.name == this.name {
+                return Ok(Some(recording));
+            }
+            found = found.or(Some(recording));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a track has ended: an event told so, or LiveKit when its egress ended.
+async fn is_over(connection: &mut Connection, track: &TrackRow) -> Result<bool, DbError> {
+    if track.unpublished_at.is_some() {
+        return Ok(true);
+    }
+    let last = egresses::table.filter(egresses::track_id.eq(&track.id)).select(egresses::end_reason);
+    let last: Option<Option<String>> = last.order((egresses::created_at.desc(), egresses::id.desc())).first(connection).await.optional()?;
+    let ends = [Reason::TrackEnded, Reason::Gone].map(Reason::as_str);
+    Ok(last.flatten().is_some_and(|reason| ends.contains(&reason.as_str())))
 }
 
 async fn find_or_make_track(connection: &mut Connection, session: Option<&SessionRow>, new: &NewRecording) -> Result<String, DbError> {
     let session_id = session.map(|session| session.id.as_str());
     if let (Some(session_id), Some(track)) = (session_id, &new.track) {
-        let known = tracks::table.filter(tracks::session_id.eq(session_id)).filter(tracks::sid.eq(track.as_str())).select(tracks::id);
+        let known =
+            tracks_table::table.filter(tracks_table::session_id.eq(session_id)).filter(tracks_table::sid.eq(track.as_str())).select(tracks_table::id);
         if let Some(known) = known.first(connection).await.optional()? {
             return Ok(known);
         }
     }
     let id = new_row_id();
     let columns = (
-        tracks::id.eq(&id),
-        tracks::session_id.eq(session_id),
-        tracks::room_name.eq(new.room.as_str()),
-        tracks::sid.eq(new.track.as_ref().map(TrackSid::as_str)),
-        tracks::identity.eq(new.participant.as_ref().map(Identity::as_str)),
+        tracks_table::id.eq(&id),
+        tracks_table::session_id.eq(session_id),
+        tracks_table::room_name.eq(new.room.as_str()),
+        tracks_table::sid.eq(new.track.as_ref().map(TrackSid::as_str)),
+        tracks_table::identity.eq(new.participant.as_ref().map(Identity::as_str)),
         // Only audio comes this way; the rest only a webhook knows.
-        tracks::kind.eq("AUDIO"),
-        tracks::source.eq(""),
-        tracks::name.eq(""),
-        tracks::mime_type.eq(""),
-        tracks::mute_spans.eq("[]"),
+        tracks_table::kind.eq("AUDIO"),
+        tracks_table::source.eq(""),
+        tracks_table::name.eq(""),
+        tracks_table::mime_type.eq(""),
+        tracks_table::mute_spans.eq("[]"),
     );
-    let insert = diesel::insert_into(tracks::table).values(columns).on_conflict((tracks::session_id, tracks::sid)).do_nothing();
+    let insert = diesel::insert_into(tracks_table::table).values(columns).on_conflict((tracks_table::session_id, tracks_table::sid)).do_nothing();
     if insert.execute(connection).await? == 1 {
         return Ok(id);
     }
     // A webhook has made it in this moment.
-    let known = tracks::table.filter(tracks::session_id.eq(session_id)).filter(tracks::sid.eq(new.track.as_ref().map(TrackSid::as_str)));
-    Ok(known.select(tracks::id).first(connection).await?)
+    let known =
+        tracks_table::table.filter(tracks_table::session_id.eq(session_id)).filter(tracks_table::sid.eq(new.track.as_ref().map(TrackSid::as_str)));
+    Ok(known.select(tracks_table::id).first(connection).await?)
 }
 
 /// What the ingest knew of a track.
 async fn track_facts(connection: &mut Connection, track: &str) -> Result<TrackFacts, DbError> {
-    let row = tracks::table.filter(tracks::id.eq(track)).select((tracks::format_mismatch, tracks::mute_spans));
+    let row = tracks_table::table.filter(tracks_table::id.eq(track)).select((tracks_table::format_mismatch, tracks_table::mute_spans));
     let (format_mismatch, spans) = row.first::<(Option<String>, String)>(connection).await?;
     let mute_spans = serde_json::from_str(&spans).map_err(|error| DbError::Unreadable(error.to_string()))?;
     Ok(TrackFacts { format_mismatch, mute_spans })
@@ -186,14 +211,15 @@ pub async fn link(connection: &mut Connection, session: &SessionRow) -> Result<(
 async fn adopt_track(connection: &mut Connection, session: &SessionRow, orphan: &RecordingRow) -> Result<String, DbError> {
     let known: Option<String> = match &orphan.track_sid {
         Some(sid) => {
-            let known = tracks::table.filter(tracks::session_id.eq(&session.id)).filter(tracks::sid.eq(sid)).select(tracks::id);
+            let known =
+                tracks_table::table.filter(tracks_table::session_id.eq(&session.id)).filter(tracks_table::sid.eq(sid)).select(tracks_table::id);
             known.first(connection).await.optional()?
         }
         None => None,
     };
-    let own = tracks::table.filter(tracks::id.eq(&orphan.track_id));
+    let own = tracks_table::table.filter(tracks_table::id.eq(&orphan.track_id));
     let Some(known) = known.filter(|known| *known != orphan.track_id) else {
-        diesel::update(own).set(tracks::session_id.eq(&session.id)).execute(connection).await?;
+        diesel::update(own).set(tracks_table::session_id.eq(&session.id)).execute(connection).await?;
         return Ok(orphan.track_id.clone());
     };
     let (mut facts, own_facts) = (track_facts(connection, &known).await?, track_facts(connection, &orphan.track_id).await?);
@@ -215,8 +241,8 @@ pub async fn set_track_facts(connection: &mut Connection, recording: &RecordingI
 
 async fn write_facts(connection: &mut Connection, track: &str, facts: &TrackFacts) -> Result<(), DbError> {
     let spans = serde_json::to_string(&facts.mute_spans).map_err(|error| DbError::Unreadable(error.to_string()))?;
-    diesel::update(tracks::table.filter(tracks::id.eq(track)))
-        .set((tracks::format_mismatch.eq(&facts.format_mismatch), tracks::mute_spans.eq(spans)))
+    diesel::update(tracks_table::table.filter(tracks_table::id.eq(track)))
+        .set((tracks_table::format_mismatch.eq(&facts.format_mismatch), tracks_table::mute_spans.eq(spans)))
         .execute(connection)
         .await?;
     Ok(())
@@ -269,12 +295,12 @@ pub async fn find(connection: &mut Connection, id: &RecordingId) -> Result<Optio
 pub async fn tracks(connection: &mut Connection, meeting: &MeetingId, page: &Page) -> Result<Vec<TrackRow>, DbError> {
     let session = sessions_table::table.filter(sessions_table::meeting_id.eq(meeting.as_str())).select(sessions_table::id.nullable());
     let recorded = recordings::table.filter(recordings::meeting_id.eq(meeting.as_str())).select(recordings::track_id);
-    let mut query = tracks::table
-        .filter(tracks::session_id.eq_any(session).or(tracks::id.eq_any(recorded)))
+    let mut query = tracks_table::table
+        .filter(tracks_table::session_id.eq_any(session).or(tracks_table::id.eq_any(recorded)))
         .select(TrackRow::as_select())
         .into_boxed::<Backend>();
     if let Some((_, id)) = &page.after {
-        query = query.filter(tracks::id.gt(id));
+        query = query.filter(tracks_table::id.gt(id));
     }
-    Ok(query.order(tracks::id.asc()).limit(page.limit.into()).load(connection).await?)
+    Ok(query.order(tracks_table::id.asc()).limit(page.limit.into()).load(connection).await?)
 }

@@ -7,7 +7,7 @@ use diesel_async::RunQueryDsl;
 use super::Connection;
 use crate::db::DbError;
 use crate::db::rows::{ClosedSegment, Host, NewSegment, SegmentRow};
-use crate::db::schema::segments;
+use crate::db::schema::{recordings, segments};
 use crate::ids::{SegmentId, TicketId, TrackSid};
 
 /// Idempotent: a segment that is there already stays as it is.
@@ -27,7 +27,15 @@ pub async fn open(connection: &mut Connection, new: &NewSegment, host: &Host) ->
         segments::server_id.eq(host.server.as_str()),
         segments::track_sid.eq(new.track.as_ref().map(TrackSid::as_str)),
     );
-    let inserted = diesel::insert_into(segments::table).values(columns).on_conflict(segments::id).do_nothing().execute(connection).await;
+    let inserted = transaction!(connection, async |connection| {
+        let inserted = diesel::insert_into(segments::table).values(columns).on_conflict(segments::id).do_nothing().execute(connection).await?;
+        if inserted == 1 {
+            // The segment before it may have ended meanwhile, and the recording with it.
+            let gone_on = recordings::table.filter(recordings::id.eq(new.recording.as_str())).filter(recordings::ended_at.is_not_null());
+            diesel::update(gone_on).set(recordings::ended_at.eq(None::<chrono::NaiveDateTime>)).execute(connection).await?;
+        }
+        Ok::<_, DieselError>(inserted)
+    });
     match inserted {
         Ok(_) => Ok(()),
         // Paths are made unique by the file system, so only the ticket can stand here twice.

@@ -1,5 +1,7 @@
 //! Sessions and their participants, as webhooks tell them.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
@@ -209,6 +211,15 @@ pub fn participant_state(row: &ParticipantRow) -> ParticipantState {
 pub async fn active(connection: &mut Connection) -> Result<Vec<SessionRow>, DbError> {
     let active = sessions::table.filter(sessions::status.eq(SessionStatus::Active.as_str())).filter(sessions::room_sid.is_not_null());
     Ok(active.select(SessionRow::as_select()).load(connection).await?)
+}
+
+/// Those of some rooms whose sessions have ended.
+pub async fn ended(connection: &mut Connection, rooms: &[RoomSid]) -> Result<HashSet<RoomSid>, DbError> {
+    let ended = sessions::table
+        .filter(sessions::room_sid.eq_any(rooms.iter().map(RoomSid::as_str)))
+        .filter(sessions::status.eq(SessionStatus::Ended.as_str()));
+    let ended: Vec<Option<String>> = ended.select(sessions::room_sid).load(connection).await?;
+    Ok(ended.into_iter().flatten().map(RoomSid::new).collect())
 }
 
 /// Participants of sessions whose leaving nobody has told, each with its session.

@@ -186,6 +186,10 @@ impl Plan {
         let mut due = Instant::now();
         for _ in 0..trailing {
             sleep_until(due).await;
+            if let Ok(Command::End(End::Crash)) = inbox.try_recv() {
+                peer.vanish().await;
+                return End::Crash;
+            }
             if let Err(error) = self.send(shared, &mut peer, 1).await {
                 return write_failed(&error);
             }
@@ -225,6 +229,7 @@ impl Plan {
                     }
                     let written = if self.stalled {
                         due = Instant::now() + STALLED_TICK;
+                        peer.ping().await.ok(); // a pipeline that hangs does not keep LiveKit from it
                         Ok(())
                     } else {
                         let (pace, connected) = shared.look(|state| (state.knobs.pace, state.connected));
