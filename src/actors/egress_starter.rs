@@ -20,6 +20,7 @@ use chrono::{TimeDelta, Utc};
 
 use self::attempt::Attempted;
 use self::job::{CONNECT_DEADLINE, CONNECT_PATIENCE, Job, JobPhase, Next, Times, next_phase};
+use self::judge::Ending;
 use self::pacer::{Pacer, Round};
 use self::sockets::Socket;
 use super::child::jitter;
@@ -168,7 +169,7 @@ impl EgressStarter {
                 }
                 Next::Judge => {
                     self.jobs.insert(id.clone(), Job { egress, phase: JobPhase::Live });
-                    self.judge(&id, None, ctx);
+                    self.judge(&id, Ending::Told, ctx);
                 }
             }
         }
@@ -253,7 +254,7 @@ impl EgressStarter {
     }
 
     /// Its socket or its egress has ended: decides what follows.
-    fn judge(&mut self, id: &StartId, error: Option<String>, ctx: &mut Context<Self>) {
+    fn judge(&mut self, id: &StartId, ending: Ending, ctx: &mut Context<Self>) {
         if self.stopping {
             return;
         }
@@ -268,7 +269,7 @@ impl EgressStarter {
             self.drop_connection(Some(ticket));
         }
         let (tools, id) = (Arc::clone(&self.tools), id.clone());
-        ctx.spawn(async move { (tools.judge(&id, error).await, id) }.into_actor(self).map(|(judged, id), starter, ctx| {
+        ctx.spawn(async move { (tools.judge(&id, ending).await, id) }.into_actor(self).map(|(judged, id), starter, ctx| {
             starter.jobs.remove(&id);
             match judged {
                 Ok(()) => starter.sync(ctx),
@@ -284,7 +285,7 @@ impl EgressStarter {
         let late = |job: &Job| matches!(job.phase, JobPhase::Connecting { deadline, .. } if deadline <= now);
         let late: Vec<StartId> = self.jobs.iter().filter(|(_, job)| late(job)).map(|(id, _)| id.clone()).collect();
         for id in late {
-            self.judge(&id, Some(format!("no socket came within {} s", self.times().connect_deadline.as_secs_f64())), ctx);
+            self.judge(&id, Ending::Failed(format!("no socket came within {} s", self.times().connect_deadline.as_secs_f64())), ctx);
         }
         let outlived = |job: &Job| matches!(job.phase, JobPhase::Live | JobPhase::Connecting { .. }) && job.outlives_its_track(Utc::now());
         let outlived: Vec<StartId> = self.jobs.iter().filter(|(_, job)| outlived(job)).map(|(id, _)| id.clone()).collect();
@@ -365,7 +366,7 @@ impl Handler<EgressesListed> for EgressStarter {
         };
         let gone: Vec<StartId> = self.jobs.iter().filter(|(_, job)| gone(job)).map(|(id, _)| id.clone()).collect();
         for id in gone {
-            self.judge(&id, Some("LiveKit lists no such egress".to_owned()), ctx);
+            self.judge(&id, Ending::Failed("LiveKit lists no such egress".to_owned()), ctx);
         }
         let tools = Arc::clone(&self.tools);
         Box::pin(async move { tools.settle_orphans(egresses, live).await }.into_actor(self).map(|settled, starter, ctx| {

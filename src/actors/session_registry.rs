@@ -248,9 +248,9 @@ impl Handler<ApplyEvent> for SessionRegistry {
                     } else if registry.active.get(&room) == Some(&meeting) {
                         registry.active.remove(&room);
                     }
-                    log::info!("webhook kept event={name:?} event_id={id} session_id={} status={}", session.id, session.status);
+                    log::debug!("webhook kept event={name:?} event_id={id} session_id={} status={}", session.id, session.status);
                 }
-                Ok(Applied::Kept(None)) => log::info!("webhook kept event={name:?} event_id={id}"),
+                Ok(Applied::Kept(None)) => log::debug!("webhook kept event={name:?} event_id={id}"),
                 Ok(Applied::Failed(problem)) => {
                     log::error!("a webhook is kept that could not be applied event={name:?} event_id={id} problem={problem:?}")
                 }

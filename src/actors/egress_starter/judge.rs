@@ -26,20 +26,49 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 const STOP_TRIES: u32 = 3;
 const STOP_RETRY: Duration = Duration::from_secs(2);
 
+/// How an egress has ended, as far as is known here.
+pub(super) enum Ending {
+    /// Its socket closed as LiveKit closes.
+    InOrder,
+    /// Its row tells.
+    Told,
+    Failed(String),
+}
+
+impl Ending {
+    /// For the row of an egress that should not have ended. Without URLs.
+    fn error(self) -> Option<String> {
+        match self {
+            Self::InOrder => Some("its socket ended: closed".to_owned()),
+            Self::Told => None,
+            Self::Failed(error) => Some(scrub_text(&error)),
+        }
+    }
+}
+
 impl Tools {
     /// Replaces an egress whose socket or self has ended, if its track has not.
     ///
     /// # Errors
     /// The database's.
-    pub(super) async fn judge(&self, id: &StartId, error: Option<String>) -> Result<(), DbError> {
-        self.store.egress_lost(id.clone(), error.map(|error| scrub_text(&error))).await?;
+    pub(super) async fn judge(&self, id: &StartId, ending: Ending) -> Result<(), DbError> {
         let Some(egress) = self.store.egress(id.clone()).await?.filter(|egress| egress.row.ended_at.is_none()) else { return Ok(()) };
-        if let Plan::Leave(reason) = self.plan(&egress).await? {
-            return self.stop(id, reason).await;
-        }
-        if !self.is_published(&egress).await {
-            return self.stop(id, Reason::TrackEnded).await;
-        }
+        let over = match self.plan(&egress).await? {
+            Plan::Leave(reason) => Some(reason),
+            Plan::Record(_) | Plan::AskKind => (!self.is_published(&egress).await).then_some(Reason::TrackEnded),
+        };
+        match (over, ending) {
+            // As it should be: nothing failed, and nothing runs any more.
+            (Some(reason), Ending::InOrder) => {
+                self.end(&egress, reason).await?;
+                return Ok(());
+            }
+            (Some(reason), ending) => {
+                self.store.egress_lost(id.clone(), ending.error()).await?;
+                return self.stop(id, reason).await;
+            }
+            (None, ending) => self.store.egress_lost(id.clone(), ending.error()).await?,
+        };
         let now = Utc::now();
         let earlier = self.store.restarts_since(egress.row.track_id.clone(), now - RESTART_WINDOW).await?;
         let due = next_restart(&earlier, now, jitter());
@@ -47,8 +76,7 @@ impl Tools {
             log::error!("a track loses its egress again and again track_sid={} restarts={} next={due}", egress.track_sid(), earlier.len());
         }
         if self.store.restart_egress(id.clone(), due, now).await? {
-            let error = egress.row.last_error.as_deref().unwrap_or("unknown");
-            log::warn!("an egress is replaced room={:?} track_sid={} error={error:?}", egress.room.as_str(), egress.track_sid());
+            log::warn!("an egress is replaced room={:?} track_sid={} start_id={id}", egress.room.as_str(), egress.track_sid());
             if let Some(old) = egress.egress_id() {
                 self.stop_at_livekit_later(old);
             }
@@ -72,13 +100,18 @@ impl Tools {
     /// The database's.
     pub(super) async fn stop(&self, id: &StartId, reason: Reason) -> Result<(), DbError> {
         let Some(egress) = self.store.egress(id.clone()).await? else { return Ok(()) };
-        if self.store.end_egress(id.clone(), reason, Utc::now()).await? {
-            log::info!("an egress is over room={:?} track_sid={} reason={}", egress.room.as_str(), egress.track_sid(), reason.as_str());
-        }
+        self.end(&egress, reason).await?;
         if let Some(running) = egress.egress_id()
             && egress.state != EgressState::Queued
         {
             self.stop_at_livekit_later(running);
+        }
+        Ok(())
+    }
+
+    async fn end(&self, egress: &Egress, reason: Reason) -> Result<(), DbError> {
+        if self.store.end_egress(egress.id.clone(), reason, Utc::now()).await? {
+            log::info!("an egress is over room={:?} track_sid={} reason={}", egress.room.as_str(), egress.track_sid(), reason.as_str());
         }
         Ok(())
     }

@@ -4,7 +4,9 @@ use actix::prelude::*;
 use chrono::Utc;
 
 use super::EgressStarter;
+use super::judge::Ending;
 use crate::actors::session_registry::{DropConnection, SocketNews, SocketState};
+use crate::db::rows::EndReason;
 use crate::db::rows::egresses::{Egress, EgressState};
 use crate::ids::{RoomName, StartId, TicketId, TrackSid};
 
@@ -68,13 +70,15 @@ impl Handler<SocketNews> for EgressStarter {
             SocketState::Ended(reason) => {
                 self.sockets.remove(&ticket);
                 if let Some(id) = self.job_of_ticket(&ticket) {
-                    self.judge(&id, Some(format!("its socket ended: {}", reason.as_str())), ctx);
+                    let ending =
+                        if reason == EndReason::Closed { Ending::InOrder } else { Ending::Failed(format!("its socket ended: {}", reason.as_str())) };
+                    self.judge(&id, ending, ctx);
                 }
             }
             SocketState::Stalled => {
                 if let Some(id) = self.job_of_ticket(&ticket) {
                     let seconds = self.tools.config.restart_after.as_secs_f64();
-                    self.judge(&id, Some(format!("no audio came for {seconds} s")), ctx);
+                    self.judge(&id, Ending::Failed(format!("no audio came for {seconds} s")), ctx);
                 }
             }
         }

@@ -13,7 +13,7 @@ use crate::db::rows::events::{Applied, Arrival, EventFilter, NewWebhookEvent, Ou
 use crate::db::rows::{Host, Page, SessionRow};
 use crate::db::schema::webhook_events;
 use crate::ids::EventId;
-use crate::session::event::{EventKind, SessionEvent};
+use crate::session::event::{EgressStatus, EventKind, SessionEvent};
 use crate::session::lifecycle::{Cause, Change, change};
 
 /// Keeps the events and commits the effects of all with them, in their order.
@@ -80,7 +80,9 @@ async fn effects(
     if let EventKind::Egress(report) = &event.kind
         && report.status.is_final()
     {
-        egresses::report_end(connection, &report.id, report.detail.as_deref()).await?;
+        // Of an orderly end the detail is no error.
+        let error = report.detail.as_deref().filter(|_| report.status != EgressStatus::Complete);
+        egresses::report_end(connection, &report.id, error).await?;
     }
     match change(event) {
         Some(change) => Ok(Some(changes.apply(connection, change, cause, now).await?)),
