@@ -39,6 +39,8 @@ const MAILBOX_CAPACITY: usize = 1_024;
 const SYNC_INTERVAL: Duration = Duration::from_millis(50);
 /// How often this server says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long it must have been heard itself before it takes others for dead: two heartbeats of theirs.
+const HEARD_FOR: Duration = Duration::from_secs(10);
 /// A server that has not said so for this long is dead.
 const PATIENCE: TimeDelta = TimeDelta::seconds(20);
 
@@ -107,6 +109,8 @@ pub struct EgressStarter {
     sockets: HashMap<TicketId, Socket>,
     /// Not before the first look at LiveKit: what ended meanwhile need not be started.
     may_start: bool,
+    /// Since when the database has taken every word that this server lives.
+    heard_since: Option<Instant>,
     stopping: bool,
     syncing: bool,
     sync_again: bool,
@@ -124,6 +128,7 @@ impl EgressStarter {
             jobs: HashMap::new(),
             sockets: HashMap::new(),
             may_start: false,
+            heard_since: None,
             stopping: false,
             syncing: false,
             sync_again: false,
@@ -183,14 +188,16 @@ impl EgressStarter {
         }
         loop {
             let now = Instant::now();
-            let Some(allowed) = self.pacer.next(now) else { return };
             let waiting = self.jobs.iter().filter_map(|(id, job)| match job.phase {
-                JobPhase::Waiting { due, doubtful } => Some((due, job.egress.row.restarts == 0, id, doubtful)),
+                JobPhase::Waiting { due, doubtful } => Some((due, !job.is_first_replacement(), job.egress.row.restarts == 0, id, doubtful)),
                 JobPhase::Asking | JobPhase::Connecting { .. } | JobPhase::Live | JobPhase::Judging => None,
             });
             // Of those that are due, a track that was recorded before comes first: its gap grows. Then whoever has waited longest, so that nobody starves.
-            let next = waiting.min_by_key(|(due, is_new, id, _)| ((*due).max(now), *is_new, *due, (*id).clone()));
-            let Some((due, _, id, doubtful)) = next.map(|(due, new, id, doubtful)| (due, new, id.clone(), doubtful)) else { return };
+            let next = waiting.min_by_key(|(due, is_patient, is_new, id, _)| ((*due).max(now), *is_patient, *is_new, *due, (*id).clone()));
+            let Some((due, is_patient, id, doubtful)) = next.map(|(due, patient, _, id, doubtful)| (due, patient, id.clone(), doubtful)) else {
+                return;
+            };
+            let Some(allowed) = (if is_patient { self.pacer.next(now) } else { self.pacer.next_replacement(now) }) else { return };
             let at = due.max(allowed);
             if at > now {
                 return self.wake_at(at, ctx);
@@ -302,16 +309,18 @@ impl EgressStarter {
             ctx.notify(StopEgress { id, reason });
         }
         let tools = Arc::clone(&self.tools);
-        ctx.spawn(async move { tools.store.take_over_egresses(PATIENCE, Utc::now()).await }.into_actor(self).map(
-            |taken, starter, ctx| match taken {
+        let takes = self.heard_since.is_some_and(|since| since.elapsed() >= HEARD_FOR);
+        ctx.spawn(async move { tools.store.take_over_egresses(PATIENCE, takes, Utc::now()).await }.into_actor(self).map(|taken, starter, ctx| {
+            starter.heard_since = taken.is_ok().then(|| starter.heard_since.unwrap_or_else(Instant::now));
+            match taken {
                 Ok(0) => {}
                 Ok(rows) => {
                     log::warn!("the egresses of a server that is gone are taken over egresses={rows}");
                     starter.sync(ctx);
                 }
                 Err(error) => log::warn!("this server cannot say that it lives error={error}"),
-            },
-        ));
+            }
+        }));
     }
 
     fn times(&self) -> Times {

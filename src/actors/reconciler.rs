@@ -4,22 +4,23 @@
 //! [`SessionsChanged`] to the registry, [`EgressesListed`] and [`FirstLookTaken`] to the starter. Full: a wish to compare is held already.
 //! While LiveKit does not answer nothing is closed, and nothing waits for it. Dies: the process ends, as with the registry.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use tokio::sync::oneshot;
 
 use super::egress_starter::{EgressStarter, EgressesListed, FirstLookTaken};
-use super::session_registry::{GetLiveTracks, SessionRegistry, SessionsChanged};
+use super::session_registry::{GetLiveTracks, LiveTrack, SessionRegistry, SessionsChanged};
 use crate::db::{DbError, Store};
+use crate::ids::RoomSid;
 use crate::livekit::api::{CallError, LiveKit};
 use crate::session::event::Room;
-use crate::session::lifecycle::Cause;
-use crate::session::reconcile::{ListedRoom, Missing, compare};
+use crate::session::lifecycle::{Cause, Change};
+use crate::session::reconcile::{Audible, ListedRoom, Misses, Moment, compare};
 
 /// A wish to compare is one wish, however often it is said.
 const MAILBOX_CAPACITY: usize = 16;
@@ -46,7 +47,9 @@ pub struct ReconcilerParams {
 
 pub struct Reconciler {
     params: Arc<ReconcilerParams>,
-    missing: HashSet<Missing>,
+    missing: Misses,
+    /// Another look is under way to what was missing.
+    second_look: bool,
     looking: bool,
     /// Those who asked while a look was under way: their answer is the next.
     waiting: Vec<oneshot::Sender<()>>,
@@ -67,7 +70,7 @@ enum LookError {
 
 impl Reconciler {
     pub fn new(params: ReconcilerParams) -> Self {
-        Self { params: Arc::new(params), missing: HashSet::new(), looking: false, waiting: Vec::new(), silent_since: None }
+        Self { params: Arc::new(params), missing: Misses::new(), second_look: false, looking: false, waiting: Vec::new(), silent_since: None }
     }
 
     /// Looks, one look at a time; `done` hears when a look that began after this call has ended.
@@ -100,19 +103,22 @@ impl Reconciler {
         }
     }
 
-    fn looked(&mut self, looked: Result<HashSet<Missing>, LookError>, ctx: &mut Context<Self>) {
+    fn looked(&mut self, looked: Result<Misses, LookError>, ctx: &mut Context<Self>) {
         match looked {
             Ok(missing) => {
                 if let Some(since) = self.silent_since.take() {
                     log::info!("LiveKit answers again after_s={}", since.elapsed().as_secs());
                 }
                 self.missing = missing;
-                if !self.missing.is_empty() {
-                    ctx.run_later(SECOND_LOOK, |reconciler, ctx| reconciler.look(None, ctx));
+                if !self.missing.is_empty() && !std::mem::replace(&mut self.second_look, true) {
+                    ctx.run_later(SECOND_LOOK, |reconciler, ctx| {
+                        reconciler.second_look = false;
+                        reconciler.look(None, ctx);
+                    });
                 }
             }
             Err(error) => {
-                // Two looks in a row were not in a row.
+                // Not every look has missed it.
                 self.missing.clear();
                 if self.silent_since.is_none() {
                     log::warn!("what LiveKit has cannot be compared with what is known, nothing is closed meanwhile error={error}");
@@ -147,7 +153,7 @@ impl Handler<Reconcile> for Reconciler {
     }
 }
 
-async fn look(params: &ReconcilerParams, before: &HashSet<Missing>) -> Result<HashSet<Missing>, LookError> {
+async fn look(params: &ReconcilerParams, before: &Misses) -> Result<Misses, LookError> {
     // Read before LiveKit is: what is known and not listed was there before the list was made.
     let known = params.store.known_sessions().await?;
     let mut rooms = params.livekit.rooms().await?;
@@ -156,18 +162,18 @@ async fn look(params: &ReconcilerParams, before: &HashSet<Missing>) -> Result<Ha
     rooms.retain(|room| !ended.contains(&room.sid));
     let listed: Vec<ListedRoom> =
         futures_util::stream::iter(rooms).map(|room| look_inside(&params.livekit, room)).buffer_unordered(ROOMS_AT_ONCE).collect().await;
-    let now = Utc::now();
-    let findings = compare(&known, &listed, before, now);
+    let live = params.registry.send(GetLiveTracks).await?;
+    let (now, audible) = (Utc::now(), audible(&live));
+    let findings = compare(&known, &listed, Moment { before, audible: &audible, now });
     let has_news = !findings.changes.is_empty();
     if has_news {
         log::info!("LiveKit knows more than its webhooks told changes={}", findings.changes.len());
-        params.store.apply_changes(findings.changes, Cause::Reconciler, now).await?;
+        apply(&params.store, findings.changes, now).await;
     }
     if let Some((starter, base)) = &params.starter {
         let asked_at = Instant::now();
         match params.livekit.own_egresses(None, base).await {
             Ok(egresses) => {
-                let live = params.registry.send(GetLiveTracks).await?;
                 let live = live.into_iter().filter_map(|track| Some((track.room_name, track.track_sid?))).collect();
                 starter.send(EgressesListed { egresses, asked_at, live }).await?;
             }
@@ -182,10 +188,34 @@ async fn look(params: &ReconcilerParams, before: &HashSet<Missing>) -> Result<Ha
     Ok(findings.missing)
 }
 
+/// Each room for itself: what the database does not take of one keeps no other from being set right. The next look says it again.
+async fn apply(store: &Store, changes: Vec<Change>, now: DateTime<Utc>) {
+    let mut rooms: BTreeMap<RoomSid, Vec<Change>> = BTreeMap::new();
+    for change in changes {
+        rooms.entry(change.session.room_sid.clone()).or_default().push(change);
+    }
+    for (room, changes) in rooms {
+        if let Err(error) = store.apply_changes(changes, Cause::Reconciler, now).await {
+            log::error!("what LiveKit says of a room could not be kept room_sid={room} error={error}");
+        }
+    }
+}
+
+/// Whose audio arrives: a stalled connection says nothing of what is there.
+fn audible(live: &[LiveTrack]) -> Audible {
+    let mut audible = Audible::default();
+    for track in live.iter().filter(|track| !track.stats.stalled) {
+        audible.rooms.insert(track.room_name.clone());
+        audible.people.extend(track.participant.clone().map(|identity| (track.room_name.clone(), identity)));
+        audible.tracks.extend(track.track_sid.clone());
+    }
+    audible
+}
+
 async fn look_inside(livekit: &LiveKit, room: Room) -> ListedRoom {
     let inside = match livekit.participants(&room.name).await {
         Ok(listed) => Some(listed.into_iter().map(|listed| (listed.participant, listed.tracks)).collect()),
-        // Gone between two questions: the next look finds the room missing.
+        // Not from LiveKit 1.13.5, which answers nobody: that is judged by the next looks.
         Err(CallError::NotFound(_)) => None,
         Err(error) => {
             log::warn!("LiveKit does not say who is in a room room={:?} error={error}", room.name.as_str());

@@ -47,7 +47,8 @@ impl Store {
 
     /// `counts`: LiveKit was asked for something else than the egress, which nobody has counted yet.
     pub async fn egress_put_off(&self, id: StartId, error: String, due: DateTime<Utc>, counts: bool) -> Result<(), DbError> {
-        run!(self, writer, egresses::put_off(&id, &error, due, counts))
+        let host = self.host();
+        run!(self, writer, egresses::put_off(&id, &error, due, counts, &host))
     }
 
     /// `false`: the socket is of no open egress.
@@ -61,6 +62,11 @@ impl Store {
     ) -> Result<bool, DbError> {
         let host = self.host();
         run!(self, writer, egresses::connected((&ticket, &room, &track), &node, &host, now))
+    }
+
+    /// Whether an egress was one of ours that has been replaced or stopped.
+    pub async fn is_former_egress(&self, egress: EgressId) -> Result<bool, DbError> {
+        run!(self, reader, egresses::is_former(&egress))
     }
 
     /// Takes an egress that nobody here asked for as a track's own, where that has none.
@@ -89,9 +95,10 @@ impl Store {
     }
 
     /// Says that this server lives, and takes over the rows of those that did not say so for `patience`.
-    pub async fn take_over_egresses(&self, patience: TimeDelta, now: DateTime<Utc>) -> Result<usize, DbError> {
+    /// `takes`: whether it has said so for a while.
+    pub async fn take_over_egresses(&self, patience: TimeDelta, takes: bool, now: DateTime<Utc>) -> Result<usize, DbError> {
         let host = self.host();
-        run!(self, writer, egresses::take_over(&host, patience, now))
+        run!(self, writer, egresses::take_over(&host, patience, takes, now))
     }
 
     pub async fn egresses(&self, filter: EgressFilter, page: Page) -> Result<Vec<Egress>, DbError> {

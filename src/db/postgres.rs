@@ -72,16 +72,19 @@ macro_rules! transaction {
     };
 }
 
-/// Inserts the rows that are not there yet, and gives the ids of those. A statement is a journey here, so all have one.
+/// Inserts the rows that are not there yet, and gives the ids of those. A statement is a journey here, so many share one: as many as its 65,535 values allow.
 macro_rules! insert_new {
     ($connection:expr, $table:ident, $rows:expr) => {{
-        let into = diesel::insert_into($table::table);
-        let new: Vec<String> = match $rows.as_slice() {
-            [] => Vec::new(),
-            // Its statement is prepared once, those of several rows each time.
-            [row] => into.values(row).on_conflict_do_nothing().returning($table::id).load($connection).await?,
-            rows => into.values(rows).on_conflict_do_nothing().returning($table::id).load($connection).await?,
-        };
+        let mut new: Vec<String> = Vec::new();
+        for rows in $rows.chunks(1_000) {
+            let into = diesel::insert_into($table::table);
+            let inserted: Vec<String> = match rows {
+                // Its statement is prepared once, those of several rows each time.
+                [row] => into.values(row).on_conflict_do_nothing().returning($table::id).load($connection).await?,
+                rows => into.values(rows).on_conflict_do_nothing().returning($table::id).load($connection).await?,
+            };
+            new.extend(inserted);
+        }
         new
     }};
 }

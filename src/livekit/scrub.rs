@@ -29,7 +29,7 @@ fn redact(value: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(redact),
         Value::Object(members) => {
             for (name, member) in members {
-                if name == "turnPassword" {
+                if is_secret(name) {
                     *member = REDACTED.into();
                 } else {
                     redact(member);
@@ -38,6 +38,15 @@ fn redact(value: &mut Value) {
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
+}
+
+/// Members of LiveKit's messages that hold a credential, in protojson's names or the protocol's: `turnPassword` of a room, `streamKey` of an ingress, and what
+/// an egress of somebody else uploads with.
+fn is_secret(name: &str) -> bool {
+    let name: String = name.chars().filter(|c| *c != '_').collect::<String>().to_ascii_lowercase();
+    ["turnpassword", "password", "streamkey", "secret", "accesskey", "sessiontoken", "credentials", "accountkey", "token"]
+        .iter()
+        .any(|secret| name.ends_with(secret))
 }
 
 /// A text without WebSocket URLs and without tickets.
@@ -76,6 +85,19 @@ mod tests {
         assert_eq!(stored["egressInfo"]["track"]["websocketUrl"], "{...}");
         assert_eq!(stored["egressInfo"]["streamResults"][0]["url"], "{...}");
         assert_eq!(stored["room"], serde_json::json!({"turnPassword": "{...}", "name": "r"}));
+    }
+
+    #[test]
+    fn credentials_of_others_are_taken_out_by_their_names() {
+        let body = br#"{"ingressInfo":{"ingressId":"IN_1","streamKey":"k"},"egressInfo":{"file":{"s3":{"accessKey":"a","secret":"b","sessionToken":"c","bucket":"x"},
+            "azure":{"accountKey":"d"},"gcp":{"credentials":"e"}}}}"#;
+        let stored: Value = serde_json::from_str(&storable(body)).expect("JSON");
+        assert_eq!(stored["ingressInfo"], serde_json::json!({"ingressId": "IN_1", "streamKey": "{...}"}));
+        assert_eq!(
+            stored["egressInfo"]["file"]["s3"],
+            serde_json::json!({"accessKey": "{...}", "secret": "{...}", "sessionToken": "{...}", "bucket": "x"})
+        );
+        assert_eq!([&stored["egressInfo"]["file"]["azure"]["accountKey"], &stored["egressInfo"]["file"]["gcp"]["credentials"]], ["{...}", "{...}"]);
     }
 
     #[test]

@@ -1,15 +1,22 @@
 //! What LiveKit lists, compared with what is known: what webhooks should have told.
 //!
-//! What is there is believed at once. What is missing is believed when it was missing twice in a row, since lists and events overtake each other. A room that
-//! nobody could be asked about is neither. Pure.
+//! What is there is believed at once. What is missing is believed when every look for a while has missed it: lists and events overtake each other, LiveKit may
+//! list nothing for a moment, and an end is final. Where audio still arrives, that while is long. A room that nobody could be asked about is neither. Pure.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::event::{Participant, Room, Track};
 use super::lifecycle::{Change, Described, ParticipantState, SessionState, TrackState, described_participant, described_track, sign_of_life};
-use crate::ids::{ParticipantSid, RoomName, RoomSid, TrackSid};
+use crate::ids::{Identity, ParticipantSid, RoomName, RoomSid, TrackSid};
+
+/// How long a track or a participant must be missing.
+const GONE_AFTER: TimeDelta = TimeDelta::seconds(2);
+/// How long a room must be.
+const ENDED_AFTER: TimeDelta = TimeDelta::seconds(10);
+/// How long anything must be whose audio goes on arriving. An egress ends within 5 s of its track (`docs/FACTS.md`, egress socket).
+const SILENT_AFTER: TimeDelta = TimeDelta::seconds(60);
 
 /// A room that LiveKit lists.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,33 +53,53 @@ pub enum Missing {
     Track(TrackSid),
 }
 
+/// What was missing at the last look, and since when.
+pub type Misses = HashMap<Missing, DateTime<Utc>>;
+
+/// Whose audio arrives now.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Audible {
+    pub rooms: HashSet<RoomName>,
+    pub people: HashSet<(RoomName, Identity)>,
+    pub tracks: HashSet<TrackSid>,
+}
+
 /// What follows from a comparison.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Findings {
     pub changes: Vec<Change>,
-    /// What is missing for the first time: another look decides.
-    pub missing: HashSet<Missing>,
+    /// What is missing, but not for long enough yet.
+    pub missing: Misses,
 }
 
-/// Compares. `before` is what the last comparison missed.
-pub fn compare(known: &[KnownSession], listed: &[ListedRoom], before: &HashSet<Missing>, now: DateTime<Utc>) -> Findings {
-    let mut findings = Findings::default();
+/// What is compared against, besides the two lists.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment<'a> {
+    pub before: &'a Misses,
+    pub audible: &'a Audible,
+    pub now: DateTime<Utc>,
+}
+
+pub fn compare(known: &[KnownSession], listed: &[ListedRoom], moment: Moment<'_>) -> Findings {
+    let (mut findings, now) = (Findings::default(), moment.now);
     for room in listed {
         let session = known.iter().find(|session| session.room_sid == room.room.sid);
-        findings.present(session, room, before, now);
+        findings.present(session, room, moment);
     }
     for session in known {
         if !listed.iter().any(|room| room.room.sid == session.room_sid) {
             let change = alive(session, now);
             let ended = Change { session: SessionState { ended_at: Some(now), ..change.session }, ..change };
-            findings.absent(Missing::Session(session.room_sid.clone()), ended, before);
+            let is_audible = moment.audible.rooms.contains(&session.room_name);
+            findings.absent(Missing::Session(session.room_sid.clone()), ended, if is_audible { SILENT_AFTER } else { ENDED_AFTER }, moment);
         }
     }
     findings
 }
 
 impl Findings {
-    fn present(&mut self, session: Option<&KnownSession>, listed: &ListedRoom, before: &HashSet<Missing>, now: DateTime<Utc>) {
+    fn present(&mut self, session: Option<&KnownSession>, listed: &ListedRoom, moment: Moment<'_>) {
+        let now = moment.now;
         let Room { sid, name, created_at, metadata } = &listed.room;
         let mut state = sign_of_life(sid.clone(), name.clone(), now).session;
         state.started_at = created_at.map_or(now, |created| created.min(now));
@@ -104,23 +131,25 @@ impl Findings {
             if !inside.iter().any(|(participant, _)| participant.sid == gone.sid) {
                 let left = ParticipantState { left_at: Some(now), ..gone.clone() };
                 let change = Change { participant: Some(left), ..alive(session, now) };
-                self.absent(Missing::Participant(gone.sid.clone()), change, before);
+                let is_audible = moment.audible.people.contains(&(session.room_name.clone(), gone.identity.clone()));
+                self.absent(Missing::Participant(gone.sid.clone()), change, if is_audible { SILENT_AFTER } else { GONE_AFTER }, moment);
             }
         }
         for KnownTrack { state: gone, .. } in &session.tracks {
             if !inside.iter().flat_map(|(_, tracks)| tracks).any(|track| track.sid == gone.sid) {
                 let unpublished = TrackState { unpublished_at: Some(now), ..gone.clone() };
                 let change = Change { track: Some(unpublished), ..alive(session, now) };
-                self.absent(Missing::Track(gone.sid.clone()), change, before);
+                let is_audible = moment.audible.tracks.contains(&gone.sid);
+                self.absent(Missing::Track(gone.sid.clone()), change, if is_audible { SILENT_AFTER } else { GONE_AFTER }, moment);
             }
         }
     }
 
-    fn absent(&mut self, missing: Missing, closing: Change, before: &HashSet<Missing>) {
-        if before.contains(&missing) {
-            self.changes.push(closing);
-        } else {
-            self.missing.insert(missing);
+    fn absent(&mut self, missing: Missing, closing: Change, patience: TimeDelta, Moment { before, now, .. }: Moment<'_>) {
+        match before.get(&missing) {
+            Some(since) if now - *since >= patience => self.changes.push(closing),
+            Some(since) => drop(self.missing.insert(missing, *since)),
+            None => drop(self.missing.insert(missing, now)),
         }
     }
 }
@@ -131,11 +160,9 @@ fn alive(session: &KnownSession, now: DateTime<Utc>) -> Change {
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeDelta;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ids::Identity;
     use crate::session::lifecycle::{ParticipantDescription, TrackDescription};
 
     fn now() -> DateTime<Utc> {
@@ -189,8 +216,17 @@ mod tests {
         }
     }
 
-    fn none() -> HashSet<Missing> {
-        HashSet::new()
+    fn none() -> Misses {
+        Misses::new()
+    }
+
+    /// In silence.
+    fn compare(known: &[KnownSession], listed: &[ListedRoom], before: &Misses, now: DateTime<Utc>) -> Findings {
+        super::compare(known, listed, Moment { before, audible: &Audible::default(), now })
+    }
+
+    fn later(seconds: i64) -> DateTime<Utc> {
+        now() + TimeDelta::seconds(seconds)
     }
 
     #[test]
@@ -234,19 +270,38 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_twice_in_a_row_has_ended() {
+    fn what_is_missing_for_long_enough_has_ended() {
         let first = compare(&[known()], &[], &none(), now());
         assert_eq!((first.changes.as_slice(), first.missing.len()), (&[][..], 1));
-        let second = compare(&[known()], &[], &first.missing, now());
-        assert_eq!(second.changes[0].session.ended_at, Some(now()));
+        let second = compare(&[known()], &[], &first.missing, later(9));
+        assert_eq!(second, first, "a moment without rooms ends nothing");
+        let third = compare(&[known()], &[], &second.missing, later(10));
+        assert_eq!(third.changes[0].session.ended_at, Some(later(10)));
 
         let empty = [listed(Some(Vec::new()))];
         let first = compare(&[known()], &empty, &none(), now());
         assert_eq!((first.changes.len(), first.missing.len()), (0, 2));
-        let second = compare(&[known()], &empty, &first.missing, now());
-        assert!(second.changes.iter().any(|change| change.participant.as_ref().is_some_and(|ana| ana.left_at == Some(now()))));
-        assert!(second.changes.iter().any(|change| change.track.as_ref().is_some_and(|track| track.unpublished_at == Some(now()))));
+        assert_eq!(compare(&[known()], &empty, &first.missing, later(1)), first, "two looks at once are one");
+        let second = compare(&[known()], &empty, &first.missing, later(2));
+        assert!(second.changes.iter().any(|change| change.participant.as_ref().is_some_and(|ana| ana.left_at == Some(later(2)))));
+        assert!(second.changes.iter().any(|change| change.track.as_ref().is_some_and(|track| track.unpublished_at == Some(later(2)))));
         assert!(second.changes.iter().all(|change| change.session.ended_at.is_none()));
+    }
+
+    #[test]
+    fn what_is_heard_is_not_believed_to_be_gone_for_a_minute() {
+        let session = known();
+        let audible = Audible {
+            rooms: HashSet::from([session.room_name.clone()]),
+            people: HashSet::from([(session.room_name.clone(), Identity::new("ana"))]),
+            tracks: HashSet::from([TrackSid::new("TR_1")]),
+        };
+        for listed in [Vec::new(), vec![listed(Some(Vec::new()))]] {
+            let at = |before: &Misses, now| super::compare(&[known()], &listed, Moment { before, audible: &audible, now });
+            let first = at(&none(), now());
+            assert_eq!(at(&first.missing, later(59)), first);
+            assert_eq!(at(&first.missing, later(60)).changes.len(), first.missing.len());
+        }
     }
 
     #[test]
@@ -258,14 +313,14 @@ mod tests {
 
     #[test]
     fn no_answer_is_not_an_empty_answer() {
-        let before = HashSet::from([Missing::Track(TrackSid::new("TR_1")), Missing::Participant(ParticipantSid::new("PA_1"))]);
-        assert_eq!(compare(&[known()], &[listed(None)], &before, now()), Findings::default());
+        let before = Misses::from([(Missing::Track(TrackSid::new("TR_1")), now()), (Missing::Participant(ParticipantSid::new("PA_1")), now())]);
+        assert_eq!(compare(&[known()], &[listed(None)], &before, later(100)), Findings::default());
     }
 
     #[test]
     fn another_life_of_the_room_is_another_session() {
         let other = ListedRoom { room: room("RM_2"), inside: Some(Vec::new()) };
-        let findings = compare(&[known()], &[other], &HashSet::from([Missing::Session(RoomSid::new("RM_1"))]), now());
+        let findings = compare(&[known()], &[other], &Misses::from([(Missing::Session(RoomSid::new("RM_1")), now())]), later(10));
         let ended: Vec<_> = findings.changes.iter().map(|change| (change.session.room_sid.as_str(), change.session.ended_at.is_some())).collect();
         assert_eq!(ended, [("RM_2", false), ("RM_1", true)]);
     }
@@ -352,10 +407,10 @@ mod tests {
             let first = compare(&known, &listed, &none(), at(2));
             apply(&mut known, first.changes);
             prop_assert!(facts(&known).len() >= told.len(), "nothing is closed by one look");
-            let second = compare(&known, &listed, &first.missing, at(4));
+            let second = compare(&known, &listed, &first.missing, at(12));
             apply(&mut known, second.changes);
             prop_assert_eq!(facts(&known), facts(&expected));
-            prop_assert_eq!(compare(&known, &listed, &second.missing, at(6)), Findings::default());
+            prop_assert_eq!(compare(&known, &listed, &second.missing, at(14)), Findings::default());
         }
     }
 }

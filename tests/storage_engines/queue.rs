@@ -78,13 +78,13 @@ pub async fn rows_of_a_server_that_is_silent_for_long_are_taken_over(db: &TestDa
     let (one, two) = (server(db, "one").await, server(db, "two").await);
     deliver(&one, published("TR_1")).await;
     let id = open(&one).await.id;
-    assert_eq!(one.take_over_egresses(PATIENCE, at(0)).await.unwrap(), 0);
-    assert_eq!(two.take_over_egresses(PATIENCE, at(19)).await.unwrap(), 0);
+    assert_eq!(one.take_over_egresses(PATIENCE, true, at(0)).await.unwrap(), 0);
+    assert_eq!(two.take_over_egresses(PATIENCE, true, at(19)).await.unwrap(), 0);
     assert!(one.egress_asked(id.clone(), TicketId::new("t1")).await.unwrap());
-    assert_eq!(two.take_over_egresses(PATIENCE, at(21)).await.unwrap(), 1);
+    assert_eq!(two.take_over_egresses(PATIENCE, true, at(21)).await.unwrap(), 1);
     assert_eq!((one.own_egresses().await.unwrap().len(), two.own_egresses().await.unwrap().len()), (0, 1));
     // The first was only slow: it gets nothing back, and asks for nothing any more.
-    assert_eq!(one.take_over_egresses(PATIENCE, at(22)).await.unwrap(), 0);
+    assert_eq!(one.take_over_egresses(PATIENCE, true, at(22)).await.unwrap(), 0);
     assert!(!one.egress_asked(id.clone(), TicketId::new("t2")).await.unwrap());
     assert!(two.egress_asked(id, TicketId::new("t3")).await.unwrap());
 }

@@ -85,6 +85,7 @@ pub async fn an_egress_goes_from_the_queue_to_its_end_and_is_followed_by_one(db:
     assert!(store.egress_lost(id.clone(), Some("gone".to_owned())).await.unwrap());
     assert!(!store.egress_lost(id.clone(), None).await.unwrap(), "once");
     let both = join_all((0..2).map(|_| store.restart_egress(id.clone(), at(6), at(5)))).await;
+    assert!(store.is_former_egress(EgressId::new("EG_1")).await.unwrap());
     assert_eq!(both.into_iter().filter(|restarted| *restarted.as_ref().unwrap()).count(), 1, "one successor");
     let all = rows(&store, "TR_1").await;
     assert_eq!(reasons(&all), [(EgressState::Ended, Some("replaced")), (EgressState::Queued, None)]);
@@ -170,11 +171,12 @@ pub async fn the_work_of_a_silent_server_is_taken_over(db: &TestDatabase) {
     let (a, b) = (server(db, "a").await, server(db, "b").await);
     queued(&a, "TR_1").await;
     let patience = TimeDelta::seconds(20);
-    assert_eq!(a.take_over_egresses(patience, at(0)).await.unwrap(), 0);
-    assert_eq!(b.take_over_egresses(patience, at(20)).await.unwrap(), 0, "it may still live");
-    assert_eq!(b.take_over_egresses(patience, at(21)).await.unwrap(), 1);
+    assert_eq!(a.take_over_egresses(patience, true, at(0)).await.unwrap(), 0);
+    assert_eq!(b.take_over_egresses(patience, true, at(20)).await.unwrap(), 0, "it may still live");
+    assert_eq!(b.take_over_egresses(patience, false, at(21)).await.unwrap(), 0, "after an outage everybody looks dead");
+    assert_eq!(b.take_over_egresses(patience, true, at(21)).await.unwrap(), 1);
     assert_eq!(b.own_egresses().await.unwrap().len(), 1);
-    assert_eq!(a.take_over_egresses(patience, at(22)).await.unwrap(), 0, "who comes back takes nothing from the living");
+    assert_eq!(a.take_over_egresses(patience, true, at(22)).await.unwrap(), 0, "who comes back takes nothing from the living");
 }
 
 pub async fn an_egress_without_a_row_is_adopted_where_it_has_business(db: &TestDatabase) {

@@ -20,6 +20,11 @@ pub(super) struct Job {
 }
 
 impl Job {
+    /// Whether its track was recorded a moment ago, and LiveKit was not asked for another egress yet.
+    pub fn is_first_replacement(&self) -> bool {
+        self.egress.row.restarts > 0 && self.egress.row.attempts == 0
+    }
+
     /// Whether the track has ended so long ago that its egress does not by itself.
     pub fn outlives_its_track(&self, now: DateTime<Utc>) -> bool {
         self.egress.over_since.is_some_and(|over| now - over.and_utc() > ENDING_GRACE)

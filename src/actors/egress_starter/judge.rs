@@ -16,7 +16,9 @@ use crate::session::event::EgressStatus;
 use crate::session::plan::{Plan, Reason};
 
 /// How long LiveKit may take to say whether a track is still there: another egress is asked for within 2 s.
-const LOOK_DEADLINE: Duration = Duration::from_millis(1_200);
+const LOOK_DEADLINE: Duration = Duration::from_millis(1_000);
+/// Before a track that LiveKit does not list is looked for again.
+const SECOND_LOOK: Duration = Duration::from_millis(500);
 /// What the budget counts: so many replacements of one track in so long a time; then the next waits until it may.
 const RESTARTS: usize = 10;
 const RESTART_WINDOW: TimeDelta = TimeDelta::minutes(5);
@@ -84,8 +86,16 @@ impl Tools {
         Ok(())
     }
 
-    /// Whether LiveKit still has the track. No answer is taken for a yes.
+    /// Whether LiveKit still has the track. No answer is taken for a yes, and a no must be said twice: when an egress dies LiveKit may not be well itself.
     async fn is_published(&self, egress: &Egress) -> bool {
+        if self.is_listed(egress).await {
+            return true;
+        }
+        tokio::time::sleep(SECOND_LOOK).await;
+        self.is_listed(egress).await
+    }
+
+    async fn is_listed(&self, egress: &Egress) -> bool {
         let track = egress.track_sid();
         match tokio::time::timeout(LOOK_DEADLINE, self.livekit.participants(&egress.room)).await {
             Ok(Ok(listed)) => listed.iter().any(|listed| listed.tracks.iter().any(|known| known.sid == track)),
@@ -138,36 +148,49 @@ impl Tools {
             if known.contains(&orphan.id) || !matches!(orphan.status, EgressStatus::Starting | EgressStatus::Active) {
                 continue;
             }
-            let of_track = open.iter().find(|egress| egress.room == orphan.room && egress.track_sid() == orphan.track);
-            match of_track {
-                Some(egress) if egress.row.egress_id.is_some() => {}
-                // It is the one that is being asked for, or will be found before the next question.
-                Some(egress) if egress.state != EgressState::Active && egress.row.attempts > 0 => continue,
-                Some(egress) => {
-                    if self.store.egress_agreed(egress.id.clone(), orphan.id.clone(), Utc::now()).await? {
-                        log::info!("an egress is adopted that nobody here asked for egress_id={} track_sid={}", orphan.id, orphan.track);
-                    }
-                    continue;
+            let is_live = live.contains(&(orphan.room.clone(), orphan.track.clone()));
+            match self.settle(&orphan, &open, is_live).await {
+                Ok(Settled::Left) => {}
+                Ok(Settled::Adopted) => {
+                    log::info!("an egress is adopted that nobody here asked for egress_id={} track_sid={}", orphan.id, orphan.track);
                 }
-                None => {
-                    let is_live = live.contains(&(orphan.room.clone(), orphan.track.clone()));
-                    match self.store.adopt_egress(orphan.room.clone(), orphan.track.clone(), orphan.id.clone(), Utc::now()).await? {
-                        Adoption::Adopted => {
-                            log::info!("an egress is adopted that nobody here asked for egress_id={} track_sid={}", orphan.id, orphan.track);
-                            continue;
-                        }
-                        Adoption::NotOurs => continue,
-                        // Somebody's ticket brings audio that nothing else has told of.
-                        Adoption::Unknown if is_live => continue,
-                        Adoption::Unknown | Adoption::Unwanted => {}
-                    }
+                Ok(Settled::Unwanted) => {
+                    log::warn!("an egress is stopped that nobody here asked for egress_id={} track_sid={}", orphan.id, orphan.track);
+                    self.stop_at_livekit_later(orphan.id);
                 }
+                Err(error) => log::warn!("an egress that nobody asked for is left for now egress_id={} error={error}", orphan.id),
             }
-            log::warn!("an egress is stopped that nobody here asked for egress_id={} track_sid={}", orphan.id, orphan.track);
-            self.stop_at_livekit_later(orphan.id);
         }
         Ok(())
     }
+
+    async fn settle(&self, orphan: &OwnEgress, open: &[Egress], is_live: bool) -> Result<Settled, DbError> {
+        // It was told to stop, and did not.
+        if self.store.is_former_egress(orphan.id.clone()).await? {
+            return Ok(Settled::Unwanted);
+        }
+        Ok(match open.iter().find(|egress| egress.room == orphan.room && egress.track_sid() == orphan.track) {
+            Some(egress) if egress.row.egress_id.is_some() => Settled::Unwanted,
+            // It is the one that is being asked for, or will be found before the next question.
+            Some(egress) if egress.state != EgressState::Active && egress.row.attempts > 0 => Settled::Left,
+            Some(egress) if self.store.egress_agreed(egress.id.clone(), orphan.id.clone(), Utc::now()).await? => Settled::Adopted,
+            Some(_) => Settled::Left,
+            None => match self.store.adopt_egress(orphan.room.clone(), orphan.track.clone(), orphan.id.clone(), Utc::now()).await? {
+                Adoption::Adopted => Settled::Adopted,
+                Adoption::NotOurs => Settled::Left,
+                // Somebody's ticket brings audio that nothing else has told of.
+                Adoption::Unknown if is_live => Settled::Left,
+                Adoption::Unknown | Adoption::Unwanted => Settled::Unwanted,
+            },
+        })
+    }
+}
+
+/// What becomes of an egress that is in no open row.
+enum Settled {
+    Adopted,
+    Left,
+    Unwanted,
 }
 
 async fn stop_at_livekit(livekit: &crate::livekit::api::LiveKit, egress: EgressId) {

@@ -40,6 +40,12 @@ impl Pacer {
         (self.in_flight < self.window).then(|| self.paused_until.map_or(now, |until| until.max(now)))
     }
 
+    /// Whether a track that was recorded a moment ago may be asked for at once: beside the window and the pause, which are for those that were never recorded,
+    /// but not beyond the bound.
+    pub fn next_replacement(&self, now: Instant) -> Option<Instant> {
+        (self.in_flight < self.max).then_some(now)
+    }
+
     pub fn started(&mut self) -> Round {
         self.in_flight += 1;
         Round(self.round)
@@ -90,6 +96,20 @@ mod tests {
             pacer.refused(round, now, 0.5);
             assert_eq!(pacer.window, window);
         }
+    }
+
+    #[test]
+    fn a_replacement_waits_for_no_refusal_but_for_the_bound() {
+        let now = Instant::now();
+        let mut pacer = Pacer::new(1, 2);
+        for _ in 0..3 {
+            let round = pacer.started();
+            pacer.refused(round, now, 1.0);
+        }
+        pacer.started();
+        assert_eq!((pacer.next(now), pacer.next_replacement(now)), (None, Some(now)));
+        pacer.started();
+        assert_eq!(pacer.next_replacement(now), None);
     }
 
     #[test]

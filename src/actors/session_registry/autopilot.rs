@@ -58,9 +58,9 @@ impl SessionRegistry {
         if is_old || matches!(live.told, Some(SocketState::Ended(_))) {
             return;
         }
-        live.told = Some(state.clone());
-        if let Err(error) = sockets.try_send(SocketNews { ticket, room: live.identity.room.clone(), track, state }) {
-            log::warn!("the end or start of a socket is not told connection={connection} error={error}");
+        match sockets.try_send(SocketNews { ticket, room: live.identity.room.clone(), track, state: state.clone() }) {
+            Ok(()) => live.told = Some(state),
+            Err(error) => log::warn!("the end or start of a socket is not told connection={connection} error={error}"),
         }
     }
 

@@ -17,6 +17,9 @@ use crate::session::rules::Rules;
 /// How much later than a webhook the answer to a call may come.
 const ANSWER_LATENESS: TimeDelta = TimeDelta::minutes(2);
 
+/// How long LiveKit's word that it does not know a track is believed, while it goes on listing it: a room may be missing for a moment.
+const REFUSAL_HOLDS: TimeDelta = TimeDelta::seconds(60);
+
 /// What the decision about a track rests on.
 pub fn facts<'a>(
     room: &'a RoomName,
@@ -51,7 +54,7 @@ pub async fn plan_track(
     let reason = match decide(connection, session, track, rules).await? {
         // A track that only its end has told of was never there for us.
         Plan::Record(_) | Plan::AskKind if track.published_at.is_none() => return Ok(()),
-        Plan::Record(_) | Plan::AskKind if *cause != Cause::Operator && is_unknown_to_livekit(connection, track).await? => return Ok(()),
+        Plan::Record(_) | Plan::AskKind if *cause != Cause::Operator && is_unknown_to_livekit(connection, track, now).await? => return Ok(()),
         Plan::Record(_) | Plan::AskKind => return insert(connection, track, EgressState::Queued, None, host, now).await,
         Plan::Leave(reason) => reason,
     };
@@ -68,9 +71,10 @@ pub async fn plan_track(
 }
 
 /// Whether LiveKit has refused to start an egress of this track for not knowing it. It is not asked again, but on an operator's word.
-async fn is_unknown_to_livekit(connection: &mut Connection, track: &TrackRow) -> Result<bool, DbError> {
+async fn is_unknown_to_livekit(connection: &mut Connection, track: &TrackRow, now: DateTime<Utc>) -> Result<bool, DbError> {
     let refused = egresses::table
         .filter(egresses::track_id.eq(&track.id))
+        .filter(egresses::ended_at.ge((now - REFUSAL_HOLDS).naive_utc()))
         .filter(egresses::end_reason.eq(Reason::Gone.as_str()))
         .filter(egresses::egress_id.is_null())
         .filter(egresses::attempts.gt(0));
@@ -82,7 +86,7 @@ async fn is_unknown_to_livekit(connection: &mut Connection, track: &TrackRow) ->
 pub async fn is_wanted(connection: &mut Connection, session: &SessionRow, track: &TrackRow, host: &Host) -> Result<bool, DbError> {
     let Some(rules) = &host.autopilot else { return Ok(false) };
     Ok(match decide(connection, session, track, rules).await? {
-        Plan::Record(_) | Plan::AskKind => !is_unknown_to_livekit(connection, track).await?,
+        Plan::Record(_) | Plan::AskKind => !is_unknown_to_livekit(connection, track, Utc::now()).await?,
         Plan::Leave(_) => false,
     })
 }
@@ -224,12 +228,17 @@ pub async fn agreed(connection: &mut Connection, id: &StartId, egress: &EgressId
     let this = egresses::table.filter(egresses::id.eq(id.as_str())).filter(egresses::ended_at.is_null()).filter(is_free);
     let changes = (egresses::egress_id.eq(egress.as_str()), egresses::started_at.eq(now.naive_utc()), egresses::last_error.eq(None::<String>));
     let agreed = diesel::update(this).set(changes).execute(connection).await? == 1;
+    if !agreed {
+        return Ok(false);
+    }
     // Found while it waited to be asked for again.
     let waiting = egresses::table.filter(egresses::id.eq(id.as_str())).filter(egresses::state.eq(EgressState::Queued.as_str()));
     diesel::update(waiting).set(egresses::state.eq(EgressState::Starting.as_str())).execute(connection).await?;
     // Its end may have been told before its start was answered.
+    let room = egresses::table.inner_join(tracks_table::table).filter(egresses::id.eq(id.as_str())).select(tracks_table::room_name.nullable());
     let told = webhook_events::table
         .filter(webhook_events::event.eq("egress_ended"))
+        .filter(webhook_events::room_name.eq_any(room))
         .filter(webhook_events::received_at.ge((now - ANSWER_LATENESS).naive_utc()))
         .filter(webhook_events::body.like(format!("%\"{}\"%", egress.as_str())));
     if told.select(webhook_events::id).first::<String>(connection).await.optional()?.is_some() {
@@ -238,9 +247,14 @@ pub async fn agreed(connection: &mut Connection, id: &StartId, egress: &EgressId
     Ok(agreed)
 }
 
-/// LiveKit has not agreed: again later.
-pub async fn put_off(connection: &mut Connection, id: &StartId, error: &str, due: DateTime<Utc>, counts: bool) -> Result<(), DbError> {
-    let this = egresses::table.filter(egresses::id.eq(id.as_str())).filter(egresses::ended_at.is_null()).filter(egresses::connected_at.is_null());
+/// LiveKit has not agreed: again later. Not where another server was agreed with meanwhile.
+pub async fn put_off(connection: &mut Connection, id: &StartId, error: &str, due: DateTime<Utc>, counts: bool, host: &Host) -> Result<(), DbError> {
+    let this = egresses::table
+        .filter(egresses::id.eq(id.as_str()))
+        .filter(egresses::server_id.eq(host.server.as_str()))
+        .filter(egresses::ended_at.is_null())
+        .filter(egresses::egress_id.is_null())
+        .filter(egresses::connected_at.is_null());
     let waits = (
         egresses::state.eq(EgressState::Queued.as_str()),
         egresses::last_error.eq(error),
@@ -249,6 +263,12 @@ pub async fn put_off(connection: &mut Connection, id: &StartId, error: &str, due
     );
     diesel::update(this).set(waits).execute(connection).await?;
     Ok(())
+}
+
+/// Whether an egress was one of ours that has been replaced or stopped.
+pub async fn is_former(connection: &mut Connection, egress: &EgressId) -> Result<bool, DbError> {
+    let former = egresses::table.filter(egresses::egress_id.eq(egress.as_str())).filter(egresses::ended_at.is_not_null());
+    Ok(former.select(egresses::id).first::<String>(connection).await.optional()?.is_some())
 }
 
 /// The socket of an egress is open: the egress is the business of the server that holds it. An egress of an earlier try has an earlier ticket, so what the
@@ -388,7 +408,9 @@ pub async fn restarts_since(connection: &mut Connection, track: &str, since: Dat
 }
 
 /// Tells the others that this server lives, and takes over the open rows of those who do not. The number of rows taken.
-pub async fn take_over(connection: &mut Connection, host: &Host, patience: TimeDelta, now: DateTime<Utc>) -> Result<usize, DbError> {
+///
+/// `takes`: whether this server has been able to say so for a while itself. After an outage of the database everybody looks dead for a moment.
+pub async fn take_over(connection: &mut Connection, host: &Host, patience: TimeDelta, takes: bool, now: DateTime<Utc>) -> Result<usize, DbError> {
     let alive = (servers::id.eq(host.server.as_str()), servers::seen_at.eq(now.naive_utc()));
     diesel::insert_into(servers::table)
         .values(alive)
@@ -397,6 +419,9 @@ pub async fn take_over(connection: &mut Connection, host: &Host, patience: TimeD
         .set(servers::seen_at.eq(now.naive_utc()))
         .execute(connection)
         .await?;
+    if !takes {
+        return Ok(0);
+    }
     let living = servers::table.filter(servers::seen_at.ge((now - patience).naive_utc())).select(servers::id);
     let orphaned = egresses::table.filter(egresses::ended_at.is_null()).filter(egresses::server_id.ne_all(living));
     Ok(diesel::update(orphaned).set(egresses::server_id.eq(host.server.as_str())).execute(connection).await?)
