@@ -187,11 +187,13 @@ async fn check_of_an_empty_directory_finds_nothing_at_fault_and_tells_what_it_lo
         "ingest",
         "webhooks",
         "LiveKit",
+        "autopilot",
         "Hume",
     ] {
         let told = stdout.lines().any(|line| line.split_once("  ").is_some_and(|(_, rest)| rest.trim_start().starts_with(name)));
         assert!(told, "{name} is not spoken of:\n{stdout}");
     }
+    assert!(stdout.contains("off: LIVEKIT_URL and LIVEKIT_API_KEY with its secret and EGRESS_WS_BASE is not set"), "{stdout}");
     assert!(!stdout.contains("FAULT"), "{stdout}");
     assert!(files_below(dir.path()).is_empty(), "it makes neither keys nor a database: {:?}", files_below(dir.path()));
 }

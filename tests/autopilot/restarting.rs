@@ -28,6 +28,24 @@ async fn impatient() -> (FakeLiveKit, TestApp) {
     (livekit, app)
 }
 
+#[tokio::test]
+async fn a_lost_track_does_not_wait_behind_new_ones_that_no_node_takes() {
+    let (livekit, app) = autopilot().await;
+    let lost = livekit.publish("standup", "ana", mic()).await;
+    let first = livekit.streaming(&lost).await;
+    until(&app, &lost, "ACTIVE").await;
+    // One start is allowed at a time after so many refusals, and that one is not answered.
+    livekit.fail_next(Method::StartTrackEgress, Fault::Unavailable, 3);
+    livekit.fail_next(Method::StartTrackEgress, Fault::Hang, 1);
+    livekit.publish("standup", "bo", mic()).await;
+    livekit.eventually("a start that hangs", |livekit| (livekit.calls(Method::StartTrackEgress) == 5).then_some(())).await;
+    let at = Instant::now();
+    livekit.crash_egress(&first.id).await;
+    streaming_anew(&livekit, &lost, &[&*first.id]).await;
+    let asked = starts(&livekit, &lost);
+    assert!(asked[1] - at < PROMISED, "{:?}", asked[1] - at);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_end_of_an_egress_whose_track_goes_on_is_followed_by_another_one_of_the_same_recording() {
     let (livekit, app) = in_real_time().await;
