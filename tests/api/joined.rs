@@ -11,12 +11,15 @@ const PATH: &str = "/egress-audio?roomName=room&participant=ana&trackId=TR_1";
 /// 48 kHz stereo.
 const FRAME_BYTES: usize = 4;
 
+/// The only recording. The list and the recording itself say the same, but for what happens between the two questions.
 async fn recording(app: &TestApp) -> Value {
-    let items = app.items("/api/v1/recordings").await;
-    assert_eq!(items.len(), 1, "{items:?}");
-    let id = items[0]["id"].as_str().unwrap();
-    assert_eq!(app.get_json(&format!("/api/v1/recordings/{id}")).await, items[0], "the list and the recording say the same");
-    items[0].clone()
+    let agreed = async || {
+        let items = app.items("/api/v1/recordings").await;
+        assert_eq!(items.len(), 1, "{items:?}");
+        let id = items[0]["id"].as_str().unwrap();
+        (app.get_json(&format!("/api/v1/recordings/{id}")).await == items[0]).then(|| items[0].clone())
+    };
+    app.eventually("the list and the recording say the same", agreed).await
 }
 
 async fn media(app: &TestApp, method: &str, headers: &[(&str, &str)]) -> Response {
