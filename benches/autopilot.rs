@@ -99,8 +99,11 @@ async fn starts(nodes: usize, tracks: usize) {
     }
     let recorded = wait_for_all(&livekit, &published).await;
     let taken = begin.elapsed();
-    // Whatever is started twice would be by now: a second look of the reconciler has passed.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    // Whatever would be started twice is by now: the reconciler has looked once more, from the first question to the last.
+    let looks = livekit.calls(Method::ListEgress);
+    while livekit.calls(Method::ListEgress) < looks + 2 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let egresses = livekit.egresses();
     let doubled = egresses.len() - egresses.iter().map(|egress| egress.track.clone()).collect::<HashSet<_>>().len();
     let rounds = tracks.div_ceil(nodes * STARTS_PER_NODE).saturating_sub(1);

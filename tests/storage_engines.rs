@@ -5,7 +5,6 @@ mod fixtures;
 mod hang_ups;
 mod ledger;
 mod measurements;
-mod queue;
 mod recordings;
 mod segments;
 mod start_queue;
@@ -64,12 +63,6 @@ contract! {
         the_ledger_is_listed_newest_first_by_filter_and_by_page,
         events_before_a_time_are_forgotten_however_many_they_are,
     }
-    queue::{
-        a_track_has_one_open_row_however_many_servers_hear_of_it,
-        a_row_is_asked_for_by_its_own_server_and_its_first_egress_stays,
-        rows_of_a_server_that_is_silent_for_long_are_taken_over,
-        a_track_that_livekit_did_not_know_is_queued_again_for_an_operator_alone,
-    }
     recordings::{
         admission_finds_the_active_session,
         a_track_continues_its_recording_in_the_same_session_only,
@@ -95,6 +88,8 @@ contract! {
         webhooks_of_an_egress_end_its_own_row_alone,
         a_socket_finds_its_egress_by_ticket_or_by_track,
         the_work_of_a_silent_server_is_taken_over,
+        a_row_is_asked_for_by_its_own_server_and_its_first_egress_stays,
+        a_track_that_livekit_did_not_know_is_queued_again_for_an_operator_alone,
         an_egress_without_a_row_is_adopted_where_it_has_business,
         a_publisher_who_comes_back_is_followed_by_identity_and_source,
         a_server_closes_what_itself_left_open,

@@ -1,9 +1,9 @@
 //! Keeps one track egress for every track that is to be recorded: starts it, adopts it, replaces it, and gives up when the track has ended.
 //!
 //! Owns the open rows of this server in `egresses`, which are its queue: it survives the process, and what memory holds is read from it.
-//! In: [`QueueChanged`] from the registry and the reconciler, [`SocketNews`](super::session_registry::SocketNews) from the registry, [`EgressesListed`] from the reconciler, [`StopEgress`] from
-//! operators, [`StopStarting`] from `app`. Out: calls to LiveKit, rows, [`DropConnection`] to the registry.
-//! Full: hints are dropped and said; the reconciler brings what they would have brought. Dies: the process ends, as with the registry.
+//! In: [`QueueChanged`] and [`SocketNews`](super::session_registry::SocketNews) from the registry, [`FirstLookTaken`] and [`EgressesListed`] from the
+//! reconciler, [`StopEgress`] from operators, [`StopStarting`] from `app`. Out: calls to LiveKit, rows, [`DropConnection`] to the registry.
+//! Full: hints are dropped and said; rows are read again with each heartbeat. Dies: the process ends, as with the registry.
 
 mod attempt;
 mod job;
@@ -181,23 +181,25 @@ impl EgressStarter {
         self.pump(ctx);
     }
 
-    /// Starts what is due and may be, and comes back for the rest.
+    /// Starts what is due and may be, and comes back for the rest. Tracks that were recorded a moment ago do not wait for the others: their gaps grow.
     fn pump(&mut self, ctx: &mut Context<Self>) {
-        if !self.may_start || self.stopping {
-            return;
+        if self.may_start && !self.stopping {
+            self.pump_those(Job::is_first_replacement, Pacer::next_replacement, ctx);
+            self.pump_those(|job| !job.is_first_replacement(), Pacer::next, ctx);
         }
+    }
+
+    fn pump_those(&mut self, of_those: fn(&Job) -> bool, allowed: fn(&Pacer, Instant) -> Option<Instant>, ctx: &mut Context<Self>) {
         loop {
             let now = Instant::now();
-            let waiting = self.jobs.iter().filter_map(|(id, job)| match job.phase {
-                JobPhase::Waiting { due, doubtful } => Some((due, !job.is_first_replacement(), job.egress.row.restarts == 0, id, doubtful)),
+            let waiting = self.jobs.iter().filter(|(_, job)| of_those(job)).filter_map(|(id, job)| match job.phase {
+                JobPhase::Waiting { due, doubtful } => Some((due, job.egress.row.restarts == 0, id, doubtful)),
                 JobPhase::Asking | JobPhase::Connecting { .. } | JobPhase::Live | JobPhase::Judging => None,
             });
-            // Of those that are due, a track that was recorded before comes first: its gap grows. Then whoever has waited longest, so that nobody starves.
-            let next = waiting.min_by_key(|(due, is_patient, is_new, id, _)| ((*due).max(now), *is_patient, *is_new, *due, (*id).clone()));
-            let Some((due, is_patient, id, doubtful)) = next.map(|(due, patient, _, id, doubtful)| (due, patient, id.clone(), doubtful)) else {
-                return;
-            };
-            let Some(allowed) = (if is_patient { self.pacer.next(now) } else { self.pacer.next_replacement(now) }) else { return };
+            // Of those that are due, a track that was recorded before comes first, then whoever has waited longest, so that nobody starves.
+            let next = waiting.min_by_key(|(due, is_new, id, _)| ((*due).max(now), *is_new, *due, (*id).clone()));
+            let Some((due, id, doubtful)) = next.map(|(due, _, id, doubtful)| (due, id.clone(), doubtful)) else { return };
+            let Some(allowed) = allowed(&self.pacer, now) else { return };
             let at = due.max(allowed);
             if at > now {
                 return self.wake_at(at, ctx);
@@ -244,17 +246,15 @@ impl EgressStarter {
             }
             Attempted::PutOff { was_busy: false, .. } | Attempted::Over => self.pacer.ended(),
         }
-        if attempted == Attempted::Over {
-            self.jobs.remove(id);
-        }
         let deadline = now + self.times().connect_deadline;
         if let Some(job) = self.jobs.get_mut(id) {
-            job.phase = match attempted {
-                Attempted::Agreed if job.egress.ticket().is_some_and(|ticket| self.sockets.contains_key(&ticket)) => JobPhase::Live,
-                Attempted::Agreed => JobPhase::Connecting { deadline, since: now },
-                Attempted::PutOff { wait, doubtful, .. } => JobPhase::Waiting { due: now + wait, doubtful },
-                Attempted::Over => JobPhase::Judging,
-            };
+            match attempted {
+                Attempted::Agreed if job.egress.ticket().is_some_and(|ticket| self.sockets.contains_key(&ticket)) => job.phase = JobPhase::Live,
+                Attempted::Agreed => job.phase = JobPhase::Connecting { deadline, since: now },
+                Attempted::PutOff { wait, doubtful, .. } => job.phase = JobPhase::Waiting { due: now + wait, doubtful },
+                // Read anew, if it is still open.
+                Attempted::Over => drop(self.jobs.remove(id)),
+            }
         }
         self.sync(ctx);
         self.pump(ctx);

@@ -11,6 +11,7 @@ use super::schema::{measurements, participants, recordings, segments, sessions, 
 use crate::audio::format::PcmFormat;
 use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, ServerId, TicketId, TrackSid};
 use crate::session::lifecycle::SessionStatus;
+use crate::session::plan;
 use crate::session::rules::Rules;
 
 /// Why a segment ended. Stored and shown by these names.
@@ -120,6 +121,29 @@ pub struct TrackRow {
     pub unpublished_at: Option<NaiveDateTime>,
     pub format_mismatch: Option<String>,
     pub mute_spans: String,
+}
+
+impl TrackRow {
+    /// What the decision about the track rests on.
+    pub fn facts<'a>(
+        &'a self,
+        room: &'a RoomName,
+        identity: &'a Identity,
+        participant_kind: Option<&'a str>,
+        session_is_active: bool,
+    ) -> plan::TrackFacts<'a> {
+        plan::TrackFacts {
+            room,
+            identity,
+            participant_kind,
+            kind: &self.kind,
+            source: &self.source,
+            encryption: &self.encryption,
+            session_is_active,
+            is_published: self.unpublished_at.is_none(),
+            wish: self.wish.as_deref().and_then(plan::Wish::from_name),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Queryable, Selectable)]

@@ -14,6 +14,7 @@ use super::engine::TestDatabase;
 use super::fixtures::{ALL, at, close, closed, deliver, ended, event, new_recording, new_segment, participant, track};
 
 const ROOM: &str = "room";
+const PATIENCE: TimeDelta = TimeDelta::seconds(20);
 
 /// The database on behalf of a server that records everything.
 async fn server(db: &TestDatabase, name: &str) -> Store {
@@ -45,6 +46,19 @@ async fn row(store: &Store, sid: &str) -> Egress {
     let mut rows = rows(store, sid).await;
     assert_eq!(rows.len(), 1, "{rows:?}");
     rows.remove(0)
+}
+
+/// The only row that has not ended.
+async fn open(store: &Store) -> Egress {
+    let mut open = store.open_egresses().await.unwrap();
+    assert_eq!(open.len(), 1, "{open:?}");
+    open.remove(0)
+}
+
+/// What the rows of `TR_1` tell: state, attempts, last error, reason of the end; oldest first.
+async fn told(store: &Store) -> Vec<(&'static str, i32, Option<String>, Option<String>)> {
+    let rows = rows(store, "TR_1").await.into_iter();
+    rows.map(|egress| (egress.state.as_str(), egress.row.attempts, egress.row.last_error, egress.row.end_reason)).collect()
 }
 
 async fn queued(store: &Store, sid: &str) -> StartId {
@@ -168,15 +182,57 @@ pub async fn a_socket_finds_its_egress_by_ticket_or_by_track(db: &TestDatabase) 
 }
 
 pub async fn the_work_of_a_silent_server_is_taken_over(db: &TestDatabase) {
-    let (a, b) = (server(db, "a").await, server(db, "b").await);
-    queued(&a, "TR_1").await;
-    let patience = TimeDelta::seconds(20);
-    assert_eq!(a.take_over_egresses(patience, true, at(0)).await.unwrap(), 0);
-    assert_eq!(b.take_over_egresses(patience, true, at(20)).await.unwrap(), 0, "it may still live");
-    assert_eq!(b.take_over_egresses(patience, false, at(21)).await.unwrap(), 0, "after an outage everybody looks dead");
-    assert_eq!(b.take_over_egresses(patience, true, at(21)).await.unwrap(), 1);
-    assert_eq!(b.own_egresses().await.unwrap().len(), 1);
-    assert_eq!(a.take_over_egresses(patience, true, at(22)).await.unwrap(), 0, "who comes back takes nothing from the living");
+    let (one, two) = (server(db, "one").await, server(db, "two").await);
+    deliver(&one, published(track("TR_1", "mic"), 1)).await;
+    let id = open(&one).await.id;
+    assert_eq!(one.take_over_egresses(PATIENCE, true, at(0)).await.unwrap(), 0);
+    assert_eq!(two.take_over_egresses(PATIENCE, true, at(20)).await.unwrap(), 0, "it may still live");
+    assert!(one.egress_asked(id.clone(), TicketId::new("t1")).await.unwrap());
+    assert_eq!(two.take_over_egresses(PATIENCE, false, at(21)).await.unwrap(), 0, "after an outage everybody looks dead");
+    assert_eq!(two.take_over_egresses(PATIENCE, true, at(21)).await.unwrap(), 1);
+    assert_eq!((one.own_egresses().await.unwrap().len(), two.own_egresses().await.unwrap().len()), (0, 1));
+    // The first was only slow: it gets nothing back, and asks for nothing any more.
+    assert_eq!(one.take_over_egresses(PATIENCE, true, at(22)).await.unwrap(), 0);
+    assert!(!one.egress_asked(id.clone(), TicketId::new("t2")).await.unwrap());
+    assert!(two.egress_asked(id, TicketId::new("t3")).await.unwrap());
+}
+
+pub async fn a_row_is_asked_for_by_its_own_server_and_its_first_egress_stays(db: &TestDatabase) {
+    let (one, two) = (server(db, "one").await, server(db, "two").await);
+    deliver(&one, published(track("TR_1", "mic"), 1)).await;
+    let id = open(&one).await.id;
+    assert!(!two.egress_asked(id.clone(), TicketId::new("t0")).await.unwrap(), "it is the other's");
+    assert!(one.egress_asked(id.clone(), TicketId::new("t1")).await.unwrap());
+    one.egress_put_off(id.clone(), "busy".to_owned(), at(9), false).await.unwrap();
+    one.egress_put_off(id.clone(), "no answer".to_owned(), at(9), true).await.unwrap();
+    assert_eq!(told(&one).await, [("QUEUED", 2, Some("no answer".to_owned()), None)]);
+    assert!(one.egress_asked(id.clone(), TicketId::new("t2")).await.unwrap());
+    assert!(one.egress_agreed(id.clone(), EgressId::new("EG_1"), at(3)).await.unwrap());
+    assert!(one.egress_agreed(id.clone(), EgressId::new("EG_1"), at(4)).await.unwrap(), "the same egress, found once more");
+    assert!(!one.egress_agreed(id.clone(), EgressId::new("EG_2"), at(5)).await.unwrap(), "another one comes too late");
+    assert!(!one.egress_asked(id.clone(), TicketId::new("t3")).await.unwrap(), "there is an egress");
+    assert_eq!(open(&one).await.egress_id(), Some(EgressId::new("EG_1")));
+    assert_eq!(told(&one).await, [("STARTING", 3, None, None)]);
+
+    let (ticket, track) = (TicketId::new("t2"), TrackSid::new("TR_1"));
+    assert!(two.egress_connected(ticket, room(), track, "10.0.0.7".to_owned(), at(6)).await.unwrap());
+    assert_eq!((two.own_egresses().await.unwrap().len(), open(&one).await.state), (1, EgressState::Active), "its socket is there");
+}
+
+pub async fn a_track_that_livekit_did_not_know_is_queued_again_for_an_operator_alone(db: &TestDatabase) {
+    let store = server(db, "one").await;
+    deliver(&store, published(track("TR_1", "mic"), 1)).await;
+    let id = open(&store).await.id;
+    assert!(store.egress_asked(id.clone(), TicketId::new("t1")).await.unwrap());
+    store.egress_lost(id.clone(), Some("no such track".to_owned())).await.unwrap();
+    assert!(store.end_egress(id.clone(), Reason::Gone, at(3)).await.unwrap());
+    assert!(!store.end_egress(id, Reason::Stopped, at(4)).await.unwrap(), "the first end stays");
+    deliver(&store, published(track("TR_1", "mic"), 1)).await;
+    let gone = ("ENDED", 1, Some("no such track".to_owned()), Some("gone".to_owned()));
+    assert_eq!(told(&store).await, std::slice::from_ref(&gone));
+    let (_, queued) = store.wish(ROOM.to_owned(), TrackSid::new("TR_1"), Wish::Record, at(5)).await.unwrap().expect("a known track");
+    assert_eq!(queued.map(|egress| egress.state), Some(EgressState::Queued));
+    assert_eq!(told(&store).await, [gone, ("QUEUED", 0, None, None)]);
 }
 
 pub async fn an_egress_without_a_row_is_adopted_where_it_has_business(db: &TestDatabase) {

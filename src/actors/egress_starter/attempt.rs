@@ -15,7 +15,7 @@ use crate::ids::{EgressId, MeetingId, RoomSid, StartId};
 use crate::livekit::api::{CallError, OwnEgress};
 use crate::session::event::EgressStatus;
 use crate::session::lifecycle::{Cause, Change, described_participant, sign_of_life};
-use crate::session::plan::{Plan, Reason, TrackFacts, Wish, plan};
+use crate::session::plan::{Plan, Reason, plan};
 use crate::session::rules::{Capture, CaptureChannels};
 use crate::ticket::{TicketKind, TicketSubject, socket_url};
 
@@ -127,7 +127,7 @@ impl Tools {
             return Ok(Attempted::Agreed);
         }
         // The track or its session ended while LiveKit was asked, or an operator stopped it.
-        self.stop_at_livekit(started).await;
+        self.stop_at_livekit(started);
         Ok(Attempted::Over)
     }
 
@@ -156,18 +156,8 @@ impl Tools {
     }
 
     fn plan_of_kind(&self, egress: &Egress, participant_kind: Option<&str>) -> Plan {
-        let (track, identity) = (&egress.track, egress.identity());
-        let facts = TrackFacts {
-            room: &egress.room,
-            identity: &identity,
-            participant_kind,
-            kind: &track.kind,
-            source: &track.source,
-            encryption: &track.encryption,
-            session_is_active: egress.session_is_active,
-            is_published: track.unpublished_at.is_none(),
-            wish: track.wish.as_deref().and_then(Wish::from_name),
-        };
+        let identity = egress.identity();
+        let facts = egress.track.facts(&egress.room, &identity, participant_kind, egress.session_is_active);
         plan(&facts, &self.config.rules)
     }
 

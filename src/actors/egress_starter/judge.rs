@@ -80,7 +80,7 @@ impl Tools {
         if self.store.restart_egress(id.clone(), due, now).await? {
             log::warn!("an egress is replaced room={:?} track_sid={} start_id={id}", egress.room.as_str(), egress.track_sid());
             if let Some(old) = egress.egress_id() {
-                self.stop_at_livekit_later(old);
+                self.stop_at_livekit(old);
             }
         }
         Ok(())
@@ -114,7 +114,7 @@ impl Tools {
         if let Some(running) = egress.egress_id()
             && egress.state != EgressState::Queued
         {
-            self.stop_at_livekit_later(running);
+            self.stop_at_livekit(running);
         }
         Ok(())
     }
@@ -127,13 +127,9 @@ impl Tools {
     }
 
     /// In the background: nobody waits for it.
-    fn stop_at_livekit_later(&self, egress: EgressId) {
+    pub(super) fn stop_at_livekit(&self, egress: EgressId) {
         let livekit = std::sync::Arc::clone(&self.livekit);
-        actix_rt::spawn(async move { stop_at_livekit(&livekit, egress).await });
-    }
-
-    pub(super) async fn stop_at_livekit(&self, egress: EgressId) {
-        stop_at_livekit(&self.livekit, egress).await;
+        actix_rt::spawn(async move { insist_on_stop(&livekit, egress).await });
     }
 
     /// Adopts or stops the egresses that send here and are in no row.
@@ -156,7 +152,7 @@ impl Tools {
                 }
                 Ok(Settled::Unwanted) => {
                     log::warn!("an egress is stopped that nobody here asked for egress_id={} track_sid={}", orphan.id, orphan.track);
-                    self.stop_at_livekit_later(orphan.id);
+                    self.stop_at_livekit(orphan.id);
                 }
                 Err(error) => log::warn!("an egress that nobody asked for is left for now egress_id={} error={error}", orphan.id),
             }
@@ -193,7 +189,7 @@ enum Settled {
     Unwanted,
 }
 
-async fn stop_at_livekit(livekit: &crate::livekit::api::LiveKit, egress: EgressId) {
+async fn insist_on_stop(livekit: &crate::livekit::api::LiveKit, egress: EgressId) {
     for attempt in 1..=STOP_TRIES {
         match livekit.stop_egress(&egress).await {
             Ok(()) => return,

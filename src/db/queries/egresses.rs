@@ -11,7 +11,7 @@ use crate::db::rows::{Host, Page, SessionRow, TrackRow};
 use crate::db::schema::{egresses, servers, sessions, tracks as tracks_table, webhook_events};
 use crate::ids::{EgressId, Identity, RoomName, ServerId, StartId, TicketId, TrackSid, new_row_id};
 use crate::session::lifecycle::{Cause, SessionStatus};
-use crate::session::plan::{Plan, Reason, TrackFacts, Wish, plan};
+use crate::session::plan::{Plan, Reason, plan};
 use crate::session::rules::Rules;
 
 /// How much later than a webhook the answer to a call may come.
@@ -19,27 +19,6 @@ const ANSWER_LATENESS: TimeDelta = TimeDelta::minutes(2);
 
 /// How long LiveKit's word that it does not know a track is believed, while it goes on listing it: a room may be missing for a moment.
 const REFUSAL_HOLDS: TimeDelta = TimeDelta::seconds(60);
-
-/// What the decision about a track rests on.
-pub fn facts<'a>(
-    room: &'a RoomName,
-    identity: &'a Identity,
-    participant_kind: Option<&'a str>,
-    track: &'a TrackRow,
-    session_is_active: bool,
-) -> TrackFacts<'a> {
-    TrackFacts {
-        room,
-        identity,
-        participant_kind,
-        kind: &track.kind,
-        source: &track.source,
-        encryption: &track.encryption,
-        session_is_active,
-        is_published: track.unpublished_at.is_none(),
-        wish: track.wish.as_deref().and_then(Wish::from_name),
-    }
-}
 
 /// Decides about a track and, if it is to be recorded and nobody has asked yet, puts it into the queue.
 pub async fn plan_track(
@@ -70,7 +49,7 @@ pub async fn plan_track(
     Ok(())
 }
 
-/// Whether LiveKit has refused to start an egress of this track for not knowing it. It is not asked again, but on an operator's word.
+/// Whether LiveKit has refused to start an egress of this track for not knowing it, a moment ago. It is not asked again so soon, but on an operator's word.
 async fn is_unknown_to_livekit(connection: &mut Connection, track: &TrackRow, now: DateTime<Utc>) -> Result<bool, DbError> {
     let refused = egresses::table
         .filter(egresses::track_id.eq(&track.id))
@@ -129,12 +108,12 @@ fn ended(reason: Reason, now: DateTime<Utc>) -> Ending<'static> {
 async fn decide(connection: &mut Connection, session: &SessionRow, track: &TrackRow, rules: &Rules) -> Result<Plan, DbError> {
     let (room, identity) = (RoomName::new(&session.room_name), Identity::new(track.identity.clone().unwrap_or_default()));
     let active = session.status == SessionStatus::Active.as_str();
-    let planned = plan(&facts(&room, &identity, None, track, active), rules);
+    let planned = plan(&track.facts(&room, &identity, None, active), rules);
     if planned != Plan::AskKind {
         return Ok(planned);
     }
     let kind = tracks::participant_kind(connection, &session.id, identity.as_str()).await?;
-    Ok(plan(&facts(&room, &identity, kind.as_deref(), track, active), rules))
+    Ok(plan(&track.facts(&room, &identity, kind.as_deref(), active), rules))
 }
 
 /// Takes what waits of a session out of the queue.
@@ -223,28 +202,30 @@ pub async fn asked(connection: &mut Connection, id: &StartId, ticket: &TicketId,
 
 /// LiveKit has agreed, or an egress that was thought lost was found. Its socket may have come before.
 pub async fn agreed(connection: &mut Connection, id: &StartId, egress: &EgressId, now: DateTime<Utc>) -> Result<bool, DbError> {
-    // Where two servers have asked, the first answer counts.
-    let is_free = egresses::egress_id.is_null().or(egresses::egress_id.eq(egress.as_str()));
-    let this = egresses::table.filter(egresses::id.eq(id.as_str())).filter(egresses::ended_at.is_null()).filter(is_free);
-    let changes = (egresses::egress_id.eq(egress.as_str()), egresses::started_at.eq(now.naive_utc()), egresses::last_error.eq(None::<String>));
-    let agreed = diesel::update(this).set(changes).execute(connection).await? == 1;
-    if !agreed {
-        return Ok(false);
-    }
-    // Found while it waited to be asked for again.
-    let waiting = egresses::table.filter(egresses::id.eq(id.as_str())).filter(egresses::state.eq(EgressState::Queued.as_str()));
-    diesel::update(waiting).set(egresses::state.eq(EgressState::Starting.as_str())).execute(connection).await?;
-    // Its end may have been told before its start was answered.
-    let room = egresses::table.inner_join(tracks_table::table).filter(egresses::id.eq(id.as_str())).select(tracks_table::room_name.nullable());
-    let told = webhook_events::table
-        .filter(webhook_events::event.eq("egress_ended"))
-        .filter(webhook_events::room_name.eq_any(room))
-        .filter(webhook_events::received_at.ge((now - ANSWER_LATENESS).naive_utc()))
-        .filter(webhook_events::body.like(format!("%\"{}\"%", egress.as_str())));
-    if told.select(webhook_events::id).first::<String>(connection).await.optional()?.is_some() {
-        lost(connection, id, Some("it ended before it was known to have started")).await?;
-    }
-    Ok(agreed)
+    transaction!(connection, async |connection| {
+        // Where two servers have asked, the first answer counts.
+        let is_free = egresses::egress_id.is_null().or(egresses::egress_id.eq(egress.as_str()));
+        let this = egresses::table.filter(egresses::id.eq(id.as_str())).filter(egresses::ended_at.is_null()).filter(is_free);
+        let changes = (egresses::egress_id.eq(egress.as_str()), egresses::started_at.eq(now.naive_utc()), egresses::last_error.eq(None::<String>));
+        let agreed = diesel::update(this).set(changes).execute(connection).await? == 1;
+        if !agreed {
+            return Ok(false);
+        }
+        // Found while it waited to be asked for again.
+        let waiting = egresses::table.filter(egresses::id.eq(id.as_str())).filter(egresses::state.eq(EgressState::Queued.as_str()));
+        diesel::update(waiting).set(egresses::state.eq(EgressState::Starting.as_str())).execute(connection).await?;
+        // Its end may have been told before its start was answered.
+        let room = egresses::table.inner_join(tracks_table::table).filter(egresses::id.eq(id.as_str())).select(tracks_table::room_name.nullable());
+        let told = webhook_events::table
+            .filter(webhook_events::event.eq("egress_ended"))
+            .filter(webhook_events::room_name.eq_any(room))
+            .filter(webhook_events::received_at.ge((now - ANSWER_LATENESS).naive_utc()))
+            .filter(webhook_events::body.like(format!("%\"{}\"%", egress.as_str())));
+        if told.select(webhook_events::id).first::<String>(connection).await.optional()?.is_some() {
+            lost(connection, id, Some("it ended before it was known to have started")).await?;
+        }
+        Ok(true)
+    })
 }
 
 /// LiveKit has not agreed: again later. Not where another server was agreed with meanwhile.
