@@ -125,7 +125,7 @@ impl WavWriterActor {
 /// The frames that a gap takes in the file.
 fn file_frames(gap: &Gap) -> u64 {
     match gap.reason {
-        GapReason::Overload => gap.frames,
+        GapReason::Overload | GapReason::Missing => gap.frames,
         GapReason::Muted => 0,
     }
 }

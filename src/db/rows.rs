@@ -30,6 +30,8 @@ pub enum EndReason {
     Shutdown,
     /// The file was full; the next segment goes on.
     Rotated,
+    /// The sender was silent for longer than a file is filled with silence; the next segment goes on when it speaks again.
+    Gap,
     /// The sender broke the protocol or a limit of it.
     Violation,
     /// The connection's ticket had opened another before.
@@ -49,6 +51,7 @@ impl EndReason {
             Self::Superseded => "superseded",
             Self::Shutdown => "shutdown",
             Self::Rotated => "rotated",
+            Self::Gap => "gap",
             Self::Violation => "violation",
             Self::TicketSpent => "ticketSpent",
             Self::Failed => "failed",
@@ -264,6 +267,8 @@ pub struct Gap {
 pub enum GapReason {
     /// The disk was too slow for too long: the audio is lost, its length is kept.
     Overload,
+    /// The sender sent less than the clock says: what it left out is filled with silence.
+    Missing,
     /// All-zero audio of a muted track that `recording.mute = "pause"` left out.
     Muted,
 }

@@ -68,6 +68,20 @@ diesel::table! {
 }
 
 diesel::table! {
+    seals (segment_id) {
+        segment_id -> Text,
+        recovered -> Bool,
+        suspect -> Bool,
+        tail_unverified_ms -> BigInt,
+        session_offset_ms -> Nullable<BigInt>,
+        drift_ppm -> Nullable<Double>,
+        sha256 -> Nullable<Text>,
+        width -> Nullable<Integer>,
+        height -> Nullable<Integer>,
+    }
+}
+
+diesel::table! {
     segments (id) {
         id -> Text,
         recording_id -> Text,
@@ -163,6 +177,7 @@ diesel::joinable!(measurements -> recordings (recording_id));
 diesel::joinable!(participants -> sessions (session_id));
 diesel::joinable!(recordings -> sessions (session_id));
 diesel::joinable!(recordings -> tracks (track_id));
+diesel::joinable!(seals -> segments (segment_id));
 diesel::joinable!(segments -> recordings (recording_id));
 diesel::joinable!(tracks -> sessions (session_id));
 diesel::joinable!(transitions -> sessions (session_id));
@@ -172,6 +187,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     measurements,
     participants,
     recordings,
+    seals,
     segments,
     servers,
     sessions,

@@ -416,7 +416,7 @@ impl Handler<CloseSocket> for EgressSocket {
             EndReason::Failed | EndReason::Crashed => CloseCode::Error,
             EndReason::Idle | EndReason::Superseded | EndReason::TicketSpent => CloseCode::Policy,
             EndReason::Violation => CloseCode::Protocol,
-            EndReason::Closed | EndReason::Lost | EndReason::Rotated => CloseCode::Normal,
+            EndReason::Closed | EndReason::Lost | EndReason::Rotated | EndReason::Gap => CloseCode::Normal,
         };
         ctx.close(Some(CloseReason { code, description: Some(msg.reason.as_str().to_owned()) }));
         ctx.stop();

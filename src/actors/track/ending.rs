@@ -36,6 +36,7 @@ impl TrackActor {
             | EndReason::Idle
             | EndReason::Superseded
             | EndReason::Rotated
+            | EndReason::Gap
             | EndReason::Violation
             | EndReason::TicketSpent
             | EndReason::Failed
