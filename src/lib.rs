@@ -37,6 +37,7 @@ pub mod livekit;
 
 pub mod db;
 
+pub mod clock;
 pub mod ids;
 pub mod keys;
 pub mod ticket;

@@ -7,4 +7,5 @@ pub mod level;
 pub mod mixdown;
 pub mod rate_judge;
 pub mod resample;
+pub mod sample_clock;
 pub mod window;

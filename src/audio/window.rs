@@ -108,6 +108,16 @@ impl Grouper {
         }
     }
 
+    /// Nothing came for so many frames: what follows lies so much later. The group that was open ends in front of them.
+    pub fn skip(&mut self, frames: u64) -> Vec<Group> {
+        if self.in_doubt.is_some() {
+            return Vec::new();
+        }
+        let cut = (self.open.bytes > 0).then(|| self.cut());
+        self.open.start_frame += frames;
+        cut.into_iter().collect()
+    }
+
     /// The last, shorter group.
     pub fn flush(&mut self) -> Vec<Group> {
         let mut groups = if self.in_doubt.is_some() { self.settle(self.format) } else { Vec::new() };
@@ -198,5 +208,17 @@ mod tests {
         let mut grouper = Grouper::new(MONO_8K, GroupLimits { seconds: 0.5, bytes: 1 << 20 }, true, true);
         grouper.push(&ramp(9_000));
         assert_eq!(grouper.flush().iter().map(|group| group.bytes).collect::<Vec<_>>(), [8_000, 1_000]);
+    }
+
+    #[test]
+    fn what_was_skipped_moves_what_follows() {
+        let mut grouper = grouper(0.5, 1 << 20);
+        let before = grouper.push(&[1; 40]);
+        let cut = grouper.skip(1_000);
+        assert_eq!((before.len(), cut.len(), cut[0].start_frame), (0, 1, 0));
+        grouper.push(&[1; 4]);
+        let after = grouper.flush();
+        assert_eq!((after[0].start_frame, after[0].sequence), (cut[0].frames() + 1_000, 2));
+        assert!(grouper.skip(5).is_empty(), "nothing was open");
     }
 }
