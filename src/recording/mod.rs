@@ -6,4 +6,5 @@ pub mod pipeline_log;
 pub mod repair;
 pub mod segment_file;
 pub mod segment_reader;
+pub mod syncer;
 pub mod wav_header;

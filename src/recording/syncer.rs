@@ -1,0 +1,343 @@
+//! Hands what was written over to the disk, each second for every open file and at once for whoever asks, off every thread that serves sockets.
+//!
+//! What waits at the same time is done together: a few files by a sync each, many by one `syncfs` of their file system, which costs one commit of its
+//! journal instead of hundreds (`docs/performance.md`). A failed sync is never taken back, whatever the next one says (`docs/FACTS.md`, failed syncs):
+//! the files it was for count as suspect from then on, and a `syncfs` that fails names none, so that is every open file of that file system.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+/// How often open files are synced. A promise of 1 s, less what a round may be late.
+const INTERVAL: Duration = Duration::from_millis(850);
+/// Threads that wait for disks.
+const THREADS: usize = 3;
+/// With more files than this to sync on one file system, the whole of it is synced.
+const FEW: usize = 8;
+
+/// The threads that sync. Cheap to clone; they end when the last clone is gone and nothing waits.
+#[derive(Clone, Debug)]
+pub struct Syncer {
+    shared: Arc<Shared>,
+    _alive: Arc<Alive>,
+}
+
+/// A file that is synced for as long as this lives, whenever something was written to it.
+#[derive(Debug)]
+pub struct Watched {
+    inner: Arc<Inner>,
+}
+
+/// What the syncer did, of the whole process.
+#[derive(Debug, Default)]
+pub struct SyncCounts {
+    /// Files synced one by one.
+    pub files: AtomicU64,
+    /// File systems synced as a whole.
+    pub file_systems: AtomicU64,
+    pub failures: AtomicU64,
+    /// The longest that one call took, in microseconds.
+    pub slowest_us: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: Arc<File>,
+    device: u64,
+    /// Written to since the last sync began.
+    dirty: AtomicBool,
+    /// A sync is queued or under way.
+    queued: AtomicBool,
+    failed: AtomicBool,
+}
+
+/// Stops the threads when it is dropped.
+#[derive(Debug)]
+struct Alive(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    counts: SyncCounts,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    watched: Vec<Weak<Inner>>,
+    stopping: bool,
+}
+
+#[derive(Debug)]
+struct Job {
+    file: Arc<File>,
+    device: u64,
+    /// The metadata too.
+    whole: bool,
+    done: Done,
+}
+
+#[derive(Debug)]
+enum Done {
+    Watched(Arc<Inner>),
+    Asked(oneshot::Sender<io::Result<()>>),
+}
+
+impl Syncer {
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start() -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        for _ in 0..THREADS {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name("syncer".to_owned()).spawn(move || shared.work())?;
+        }
+        let ticker = Arc::clone(&shared);
+        std::thread::Builder::new().name("sync-clock".to_owned()).spawn(move || ticker.tick())?;
+        Ok(Self { _alive: Arc::new(Alive(Arc::clone(&shared))), shared })
+    }
+
+    /// Syncs a file each second from now on.
+    ///
+    /// # Errors
+    /// When the file cannot be looked at.
+    pub fn watch(&self, file: Arc<File>) -> io::Result<Watched> {
+        let device = file.metadata()?.dev();
+        let inner = Arc::new(Inner { file, device, dirty: AtomicBool::new(true), queued: AtomicBool::new(false), failed: AtomicBool::new(false) });
+        self.shared.lock().watched.push(Arc::downgrade(&inner));
+        Ok(Watched { inner })
+    }
+
+    /// Resolves when everything that was written to the file before is on the disk, with its length and attributes. A directory is a file too.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn sync(&self, file: Arc<File>) -> impl Future<Output = io::Result<()>> + Send + use<> {
+        let asked = self.ask(file);
+        async move { asked?.await.map_err(|_| stopped())? }
+    }
+
+    /// The same for a thread that may wait.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn sync_now(&self, file: Arc<File>) -> io::Result<()> {
+        self.ask(file)?.blocking_recv().map_err(|_| stopped())?
+    }
+
+    pub fn counts(&self) -> &SyncCounts {
+        &self.shared.counts
+    }
+
+    fn ask(&self, file: Arc<File>) -> io::Result<oneshot::Receiver<io::Result<()>>> {
+        let device = file.metadata()?.dev();
+        let (done, asked) = oneshot::channel();
+        let mut state = self.shared.lock();
+        if state.stopping {
+            return Err(stopped());
+        }
+        state.jobs.push_back(Job { file, device, whole: true, done: Done::Asked(done) });
+        drop(state);
+        self.shared.work.notify_one();
+        Ok(asked)
+    }
+}
+
+impl Watched {
+    /// Something was written.
+    pub fn note_written(&self) {
+        self.inner.dirty.store(true, Ordering::Release);
+    }
+
+    /// Whether a sync has failed since the file was made: what the disk holds of it is not known.
+    pub fn has_failed(&self) -> bool {
+        self.inner.failed.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.lock().stopping = true;
+        self.0.work.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues what was written to, each interval.
+    fn tick(&self) {
+        let mut next = Instant::now() + INTERVAL;
+        let mut state = self.lock();
+        while !state.stopping {
+            let wait = next.saturating_duration_since(Instant::now());
+            if !wait.is_zero() {
+                // Woken for work too, which is not this thread's.
+                state = self.work.wait_timeout(state, wait).map_or_else(|error| error.into_inner().0, |(state, _)| state);
+                continue;
+            }
+            next = Instant::now() + INTERVAL;
+            state.watched.retain(|watched| watched.strong_count() > 0);
+            let due: Vec<Job> = state.watched.iter().filter_map(|watched| due(&watched.upgrade()?)).collect();
+            state.jobs.extend(due);
+            self.work.notify_all();
+        }
+    }
+
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(jobs) = state.next() {
+                drop(state);
+                self.run(jobs);
+                state = self.lock();
+            } else if state.stopping {
+                return;
+            } else {
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    fn run(&self, jobs: Vec<Job>) {
+        let Some(first) = jobs.first() else { return };
+        for job in &jobs {
+            if let Done::Watched(watched) = &job.done {
+                watched.dirty.store(false, Ordering::Release);
+            }
+        }
+        let started = Instant::now();
+        let (outcome, counter) = match jobs.as_slice() {
+            [only] if only.whole => (only.file.sync_all(), &self.counts.files),
+            [only] => (only.file.sync_data(), &self.counts.files),
+            _ => (rustix::fs::syncfs(&first.file).map_err(io::Error::from), &self.counts.file_systems),
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.counts.slowest_us.fetch_max(took, Ordering::Relaxed);
+        if let Err(error) = &outcome {
+            self.counts.failures.fetch_add(1, Ordering::Relaxed);
+            log::error!("what was written may not be on the disk: a sync failed files={} error={error}", jobs.len());
+            if jobs.len() > 1 {
+                self.suspect_all(first.device);
+            }
+        }
+        for job in jobs {
+            job.finish(&outcome);
+        }
+    }
+
+    /// A file system that could not be synced names no file.
+    fn suspect_all(&self, device: u64) {
+        let state = self.lock();
+        for watched in state.watched.iter().filter_map(Weak::upgrade).filter(|watched| watched.device == device) {
+            watched.failed.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl State {
+    /// A job, or with many that wait for one file system, all of these.
+    fn next(&mut self) -> Option<Vec<Job>> {
+        let device = self.jobs.front()?.device;
+        if self.jobs.iter().filter(|job| job.device == device).count() <= FEW {
+            return Some(vec![self.jobs.pop_front()?]);
+        }
+        let (together, others): (Vec<Job>, Vec<Job>) = self.jobs.drain(..).partition(|job| job.device == device);
+        self.jobs = others.into();
+        Some(together)
+    }
+}
+
+impl Job {
+    fn finish(self, outcome: &io::Result<()>) {
+        match self.done {
+            Done::Watched(watched) => {
+                if outcome.is_err() {
+                    watched.failed.store(true, Ordering::Release);
+                }
+                watched.queued.store(false, Ordering::Release);
+            }
+            Done::Asked(asked) => {
+                let told = outcome.as_ref().copied().map_err(|error| io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(5)));
+                // Whoever asked may have given up.
+                asked.send(told).ok();
+            }
+        }
+    }
+}
+
+/// A job for a file that was written to and is not waiting already.
+fn due(watched: &Arc<Inner>) -> Option<Job> {
+    let is_due = watched.dirty.load(Ordering::Acquire) && !watched.queued.swap(true, Ordering::AcqRel);
+    is_due.then(|| Job { file: Arc::clone(&watched.file), device: watched.device, whole: false, done: Done::Watched(Arc::clone(watched)) })
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("nothing is synced any more")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(dir: &tempfile::TempDir, count: usize) -> Vec<Arc<File>> {
+        (0..count).map(|number| Arc::new(File::create_new(dir.path().join(number.to_string())).expect("a file"))).collect()
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_is_told() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let syncer = Syncer::start().expect("threads");
+        let asked: Vec<_> = files(&dir, 40).into_iter().map(|file| syncer.sync(file)).collect();
+        for asked in asked {
+            asked.await.expect("synced");
+        }
+        let (files, systems) = (syncer.counts().files.load(Ordering::Relaxed), syncer.counts().file_systems.load(Ordering::Relaxed));
+        assert!(systems >= 1 && files + systems < 40, "what waits together is done together: {files} files, {systems} file systems");
+        let directory = Arc::new(File::open(dir.path()).expect("a directory"));
+        tokio::task::spawn_blocking(move || syncer.sync_now(directory)).await.expect("a thread").expect("synced");
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_told_and_never_taken_back() {
+        let syncer = Syncer::start().expect("threads");
+        // A pipe cannot be synced.
+        let (_, pipe) = std::io::pipe().expect("a pipe");
+        let pipe = Arc::new(File::from(std::os::fd::OwnedFd::from(pipe)));
+        let watched = syncer.watch(Arc::clone(&pipe)).expect("watched");
+        assert!(!watched.has_failed());
+        let failed = async {
+            while !watched.has_failed() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(4 * INTERVAL, failed).await.expect("is synced within a second");
+        assert_eq!(syncer.sync(pipe).await.map_err(|error| error.kind()), Err(io::ErrorKind::InvalidInput));
+        assert!(syncer.counts().failures.load(Ordering::Relaxed) >= 2);
+    }
+
+    #[test]
+    fn a_file_is_synced_only_when_it_was_written_to() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let shared = Shared::default();
+        let file = files(&dir, 1).remove(0);
+        let inner = Inner { file, device: 1, dirty: AtomicBool::new(true), queued: AtomicBool::new(false), failed: AtomicBool::new(false) };
+        let watched = Watched { inner: Arc::new(inner) };
+        let job = due(&watched.inner).expect("it is new");
+        assert!(due(&watched.inner).is_none(), "once at a time");
+        shared.run(vec![job]);
+        assert!(due(&watched.inner).is_none(), "nothing was written since");
+        watched.note_written();
+        assert!(due(&watched.inner).is_some());
+    }
+}
