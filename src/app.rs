@@ -27,6 +27,7 @@ use crate::config::{Config, IngestAuth, Secret};
 use crate::db::rows::{ClosedSegment, EndReason, Host, SegmentRow};
 use crate::db::{DbError, Store};
 use crate::http::health::{Health, probe_directory};
+use crate::http::low_water::SocketHandle;
 use crate::http::{self, Doors};
 use crate::ids::{RecordingId, SegmentId, ServerId};
 use crate::keys::{self, KeptKey};
@@ -36,6 +37,7 @@ use crate::recording::path::below;
 use crate::recording::pipeline_log::PipelineLog;
 use crate::recording::repair::repair;
 use crate::recording::segment_file::Sealed;
+use crate::recording::syncer::Syncer;
 use crate::ticket::TicketMint;
 
 pub const ADMIN_KEY_FILE: &str = "admin-key";
@@ -116,6 +118,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         pipeline_log: pipeline_log.clone(),
         lag: Arc::new(WriteLag::default()),
         budget: Arc::new(SpoolBudget::new(config.recording.spool_total)),
+        syncer: Syncer::start().map_err(StartError::Thread)?,
         service: service(&config)?,
     });
     let registry = launch_vital("registry", SessionRegistry::new(store.clone(), config.ingest.stall_after));
@@ -302,9 +305,13 @@ fn listen(config: &Config, doors: web::Data<Doors>) -> Result<Listening, StartEr
     .client_request_timeout(HEAD_DEADLINE)
     .shutdown_timeout(CONNECTIONS_DEADLINE_SECONDS)
     .disable_signals()
-    .on_connect(|connection, _| {
+    .on_connect(|connection, data| {
         if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
             set_timeouts(stream);
+            match SocketHandle::of(stream) {
+                Ok(handle) => drop(data.insert(handle)),
+                Err(error) => log::debug!("a connection is read message by message error={error}"),
+            }
         }
     })
     .bind((http.host.as_str(), http.port))

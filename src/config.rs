@@ -125,6 +125,8 @@ pub struct RecordingConfig {
     pub mute: MuteMode,
     /// Of audio, then the next file begins.
     pub segment_duration: Duration,
+    /// A longer silence of a sender is not filled: a new file begins.
+    pub longest_fill: Duration,
     /// Audio that waits for a stalled disk, per track.
     pub spool_per_track: Duration,
     /// Audio that waits for a stalled disk, all tracks together, in bytes.
@@ -305,6 +307,7 @@ impl RecordingConfig {
         Self {
             mute: reader.take("recording", "mute", &[], "keep", mute),
             segment_duration: reader.take("recording", "segment_duration", &[], "1h", duration("1s", "3h")),
+            longest_fill: reader.take("recording", "longest_fill", &[], "5m", duration("1s", "1h")),
             spool_per_track: reader.take("recording", "spool_per_track", &[], "30s", duration("1s", "5m")),
             spool_total: reader.take("recording", "spool_total", &[], "256MiB", size("1MiB", "64GiB")),
         }

@@ -6,10 +6,11 @@
 //! Dies: the track fails, for it holds the only copy.
 
 pub mod budget;
+mod holes;
+mod spool;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -20,22 +21,24 @@ use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
 use self::budget::SpoolBudget;
+use self::spool::{Batch, MAX_APPEND_BYTES, Spool};
 use super::hume_client::AnalyseGroup;
 use super::stats::TrackStats;
 use super::track::{SegmentFull, WriterFailed};
 use super::wav_writer::{AppendAudio, Appended, RecordingError};
 use crate::audio::format::PcmFormat;
 use crate::audio::level::{Level, is_digital_silence, normalize_peak};
+use crate::audio::sample_clock::{SampleClock, Verdict};
 use crate::audio::window::{Group, Grouper};
+use crate::clock::Clock;
 use crate::config::MuteMode;
+use crate::db::rows::EndReason;
 use crate::recording::pipeline_log::{Fate, TrackLog};
 use crate::recording::segment_file::Piece;
 use crate::recording::wav_header::MAX_DATA_BYTES;
 
 /// One message for each batch of the socket, which comes every 100 ms.
 const MAILBOX_CAPACITY: usize = 64;
-/// The most that one append takes: more waits for the next.
-const MAX_APPEND_BYTES: u64 = 4 << 20;
 /// The most of a segment: one append below what a WAV file may hold.
 pub const MAX_SEGMENT_BYTES: u64 = MAX_DATA_BYTES - 2 * MAX_APPEND_BYTES;
 /// How often a full disk is tried again.
@@ -46,8 +49,9 @@ const NO_SPACE_RETRY: Duration = Duration::from_secs(1);
 #[rtype(result = "()")]
 pub struct PushAudio {
     pub audio: Bytes,
-    /// When its first byte came.
+    /// When its first byte came, and when its last was read.
     pub arrived: Instant,
+    pub read: Instant,
     pub arrived_at: DateTime<Utc>,
 }
 
@@ -98,6 +102,9 @@ pub struct BufferParams {
     pub mute: MuteMode,
     /// Bytes of audio that may wait for the disk.
     pub spool_bytes: u64,
+    pub clock: Clock,
+    /// A longer silence of the sender ends the segment instead of being filled.
+    pub longest_fill: Duration,
     pub budget: Arc<SpoolBudget>,
     pub stats: Arc<TrackStats>,
     pub writer: UseWriter,
@@ -110,19 +117,16 @@ pub struct BufferActor {
     /// The start of a frame whose rest has not come.
     torn: BytesMut,
     muted: bool,
-    spool: VecDeque<Waiting>,
+    spool: Spool,
+    sample_clock: SampleClock,
+    /// How many bytes the spool had been given for files when something may have been missing.
+    hole_at: u64,
     /// Bytes in the spool and in flight that hold memory.
     spooled_bytes: u64,
     edge: Edge,
     segment_is_full: bool,
     no_space: bool,
     drained: Vec<oneshot::Sender<()>>,
-}
-
-struct Waiting {
-    piece: Piece,
-    arrived: Instant,
-    arrived_at: DateTime<Utc>,
 }
 
 /// The way to the file.
@@ -136,22 +140,15 @@ enum Edge {
     },
 }
 
-/// What one append takes. Kept until it is acknowledged.
-#[derive(Clone)]
-struct Batch {
-    pieces: Arc<[Piece]>,
-    arrived: Instant,
-    arrived_at: DateTime<Utc>,
-    memory_bytes: u64,
-}
-
 impl BufferActor {
     pub fn new(params: BufferParams) -> Self {
         Self {
+            sample_clock: SampleClock::new(params.format.sample_rate, params.longest_fill),
+            hole_at: 0,
             params,
             torn: BytesMut::new(),
             muted: false,
-            spool: VecDeque::new(),
+            spool: Spool::default(),
             spooled_bytes: 0,
             edge: Edge::Ready,
             segment_is_full: false,
@@ -183,16 +180,8 @@ impl BufferActor {
             }
             Piece::Lost(bytes)
         };
-        self.spool_piece(piece, arrived, arrived_at);
+        self.spool.push(piece, arrived, arrived_at);
         self.params.stats.spooled_bytes.store(self.spooled_bytes, Relaxed);
-    }
-
-    /// What is only a length grows where it stands: a disk that is full for a day costs no memory.
-    fn spool_piece(&mut self, piece: Piece, arrived: Instant, arrived_at: DateTime<Utc>) {
-        match (self.spool.back_mut().map(|last| &mut last.piece), &piece) {
-            (Some(Piece::Lost(last)), Piece::Lost(more)) | (Some(Piece::Muted(last)), Piece::Muted(more)) => *last += more,
-            _ => self.spool.push_back(Waiting { piece, arrived, arrived_at }),
-        }
     }
 
     /// Leaves out the all-zero audio of a muted track in slices of 10 ms, LiveKit's frames.
@@ -203,7 +192,7 @@ impl BufferActor {
             let end = (start + slice).min(audio.len());
             let part = audio.slice(start..end);
             if is_digital_silence(&part) {
-                self.spool_piece(Piece::Muted(len(&part)), arrived, arrived_at);
+                self.spool.push(Piece::Muted(len(&part)), arrived, arrived_at);
             } else {
                 let groups = self.params.grouper.push(&part);
                 self.hand_on(groups);
@@ -243,27 +232,20 @@ impl BufferActor {
         if !matches!(self.edge, Edge::Ready) {
             return;
         }
-        let (Some(first), mut bytes, mut memory_bytes) = (self.spool.front(), 0, 0) else {
+        if self.spool.is_empty() {
             return self.tell_drained();
-        };
-        if std::mem::take(&mut self.segment_is_full) {
+        }
+        let after_silence = self.spool.takes_new_segment();
+        if std::mem::take(&mut self.segment_is_full) || after_silence {
             // Only now that there is more: a track that ends here ends in this segment.
             self.edge = Edge::Waiting { again: None };
-            let full = SegmentFull { generation: self.params.writer.generation };
+            let reason = if after_silence { EndReason::Gap } else { EndReason::Rotated };
+            let full = SegmentFull { generation: self.params.writer.generation, reason };
             return self.tell(&self.params.segment_full.clone(), full, ctx);
         }
-        let (arrived, arrived_at) = (first.arrived, first.arrived_at);
-        let mut pieces = Vec::new();
-        while bytes < MAX_APPEND_BYTES
-            && let Some(waiting) = self.spool.pop_front()
-        {
-            bytes += waiting.piece.file_bytes();
-            if let Piece::Audio(audio) = &waiting.piece {
-                memory_bytes += len(audio);
-            }
-            pieces.push(waiting.piece);
+        if let Some(batch) = self.spool.next_batch() {
+            self.append(batch, ctx);
         }
-        self.append(Batch { pieces: pieces.into(), arrived, arrived_at, memory_bytes }, ctx);
     }
 
     fn append(&mut self, batch: Batch, ctx: &mut Context<Self>) {
@@ -345,6 +327,9 @@ impl Handler<PushAudio> for BufferActor {
         if audio.is_empty() {
             return;
         }
+        let frames = self.params.format.frames(len(&audio));
+        let verdict = self.sample_clock.on_audio(self.params.clock.elapsed_at(msg.read), frames);
+        self.before(verdict);
         self.params.stats.set_level(Level::of(&audio));
         if self.muted && self.params.mute == MuteMode::Pause {
             self.record_without_silence(&audio, msg.arrived, msg.arrived_at);
@@ -352,6 +337,9 @@ impl Handler<PushAudio> for BufferActor {
             let groups = self.params.grouper.push(&audio);
             self.hand_on(groups);
             self.record(audio, msg.arrived, msg.arrived_at);
+        }
+        if let Verdict::Lacks(frames) = verdict {
+            self.fill(frames, msg.arrived, msg.arrived_at);
         }
         self.append_next(ctx);
     }
@@ -373,6 +361,9 @@ impl Handler<SettleFormat> for BufferActor {
         let rescaled = |bytes: u64| bytes.saturating_mul(format.byte_rate()) / self.params.format.byte_rate();
         self.params.spool_bytes = rescaled(self.params.spool_bytes);
         self.params.writer.limit_bytes = rescaled(self.params.writer.limit_bytes).min(MAX_SEGMENT_BYTES);
+        if format != self.params.format {
+            self.sample_clock = SampleClock::new(format.sample_rate, self.params.longest_fill);
+        }
         self.params.format = format;
         let groups = self.params.grouper.settle(format);
         self.hand_on(groups);

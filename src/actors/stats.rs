@@ -23,6 +23,8 @@ pub struct TrackStats {
     last_audio_ms: AtomicU64,
     pub received_bytes: AtomicU64,
     pub recorded_bytes: AtomicU64,
+    /// Frames that the sender left out and that were filled with silence.
+    pub filled_frames: AtomicU64,
     pub lost_bytes: AtomicU64,
     pub muted: AtomicBool,
     /// The connection is over and its file is being sealed.
@@ -60,6 +62,8 @@ pub struct TrackSnapshot {
     pub seconds: f64,
     /// Bytes of audio in files, of `recorded_channels`, as those in queues and drops.
     pub recorded_bytes: u64,
+    /// What the sender left out, filled with silence.
+    pub filled_frames: u64,
     pub muted: bool,
     /// Nothing came for `ingest.stall_after`.
     pub stalled: bool,
@@ -121,6 +125,7 @@ impl TrackStats {
             last_audio_ms: AtomicU64::default(),
             received_bytes: AtomicU64::default(),
             recorded_bytes: AtomicU64::default(),
+            filled_frames: AtomicU64::default(),
             lost_bytes: AtomicU64::default(),
             muted: AtomicBool::default(),
             draining: AtomicBool::default(),
@@ -169,6 +174,11 @@ impl TrackStats {
         *lock(&self.format_mismatch) = Some(mismatch);
     }
 
+    /// Where the audio that comes next lies in what is recorded, in bytes of the arriving format: what was filled in counts.
+    pub fn position_bytes(&self) -> u64 {
+        self.received_bytes.load(Relaxed) + self.filled_frames.load(Relaxed) * self.format().frame_bytes()
+    }
+
     /// Anything came: audio, text, a ping or a pong.
     pub fn note_arrival(&self) {
         self.last_arrival_ms.store(millis(self.opened.elapsed()), Relaxed);
@@ -210,6 +220,7 @@ impl TrackStats {
             frames: format.frames(bytes),
             seconds: format.duration(bytes).as_secs_f64(),
             recorded_bytes: self.recorded_bytes.load(Relaxed),
+            filled_frames: self.filled_frames.load(Relaxed),
             muted: self.muted.load(Relaxed),
             stalled: idle > stall_after,
             idle_ms: millis(idle),

@@ -35,11 +35,13 @@ use crate::analysis::connection::AnalysisService;
 use crate::audio::format::PcmFormat;
 use crate::audio::mixdown::{Mix, Mixdown};
 use crate::audio::rate_judge::{RateJudge, Verdict as RateVerdict};
+use crate::clock::Clock;
 use crate::config::{AnalysisConfig, IngestConfig, RecordingConfig};
 use crate::db::Store;
 use crate::db::rows::{EndReason, MuteSpan, TrackFacts};
 use crate::ids::{SegmentId, TicketId};
 use crate::recording::pipeline_log::PipelineLog;
+use crate::recording::syncer::Syncer;
 
 /// 6 s of batches.
 const MAILBOX_CAPACITY: usize = 64;
@@ -52,8 +54,9 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 #[rtype(result = "()")]
 pub struct AudioArrived {
     pub audio: Bytes,
-    /// When its first byte came.
+    /// When its first byte came, and when its last was read.
     pub arrived: Instant,
+    pub read: Instant,
     pub arrived_at: DateTime<Utc>,
 }
 
@@ -104,11 +107,12 @@ pub struct WriterFailed {
     pub error: String,
 }
 
-/// A segment has reached its length.
+/// The segment has reached its length, or its sender has been silent for too long.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct SegmentFull {
     pub generation: u32,
+    pub reason: EndReason,
 }
 
 /// What all tracks share.
@@ -121,6 +125,7 @@ pub struct TrackResources {
     pub pipeline_log: PipelineLog,
     pub lag: Arc<WriteLag>,
     pub budget: Arc<SpoolBudget>,
+    pub syncer: Syncer,
     pub service: Service,
 }
 
@@ -143,6 +148,7 @@ pub struct TrackParams {
     /// Whether the analysis service may hear it.
     pub analyse: bool,
     pub mix: Option<Mix>,
+    pub clock: Clock,
     pub stats: Arc<TrackStats>,
     pub resources: Arc<TrackResources>,
     pub ending: Recipient<TrackEnding>,
@@ -327,7 +333,7 @@ impl Handler<AudioArrived> for TrackActor {
             Some(mixdown) => mixdown.push(&msg.audio).into(),
             None => msg.audio,
         };
-        let push = PushAudio { audio, arrived: msg.arrived, arrived_at: msg.arrived_at };
+        let push = PushAudio { audio, arrived: msg.arrived, read: msg.read, arrived_at: msg.arrived_at };
         // One message under way: the buffer only takes it over, so this is as long as its turn.
         let pushed = async move {
             if let Some(format) = settled {
@@ -347,7 +353,7 @@ impl Handler<MuteTold> for TrackActor {
     type Result = ();
 
     fn handle(&mut self, MuteTold(muted): MuteTold, ctx: &mut Context<Self>) {
-        let position = self.params.stats.received_bytes.load(Relaxed);
+        let position = self.params.stats.position_bytes();
         let full = self.mute_spans.len() >= MAX_MUTE_SPANS;
         match (muted, self.mute_spans.last_mut()) {
             // A flood of texts costs no memory: past the bound the last span goes on to the next end.

@@ -15,10 +15,12 @@ use chrono::{DateTime, Utc};
 use super::stats::WriteLag;
 use super::track::rows::{OpenedSegment, RowLog};
 use crate::audio::format::PcmFormat;
+use crate::clock::Clock;
 use crate::db::rows::{ClosedSegment, EndReason, Gap, GapReason};
 use crate::ids::SegmentId;
 use crate::recording::path::SegmentName;
 use crate::recording::segment_file::{Piece, Sealed, SegmentFile};
+use crate::recording::syncer::Syncer;
 
 /// One append in flight, one finish behind it, and what a supervisor may ask in between.
 const MAILBOX_CAPACITY: usize = 16;
@@ -30,6 +32,8 @@ pub enum RecordingError {
     NoSpace(io::Error),
     #[error("a recording cannot be written: {0}")]
     Io(#[from] io::Error),
+    #[error("a sync of the file failed: what the disk holds of it is not known")]
+    Suspect,
     #[error("the segment is finished")]
     SegmentClosed,
     #[error("the writing task was lost")]
@@ -79,6 +83,8 @@ pub struct WavWriterParams {
     pub format: PcmFormat,
     pub rows: RowLog,
     pub lag: Arc<WriteLag>,
+    pub clock: Clock,
+    pub syncer: Syncer,
 }
 
 pub struct WavWriterActor {
@@ -101,12 +107,25 @@ impl WavWriterActor {
         Self { params, state: State::Empty, gaps: Vec::new() }
     }
 
+    /// A hole was made in front of what had been written since: gaps in there move back with it.
+    fn put_gap_in(&mut self, start_frame: u64, frames: u64) {
+        for gap in self.gaps.iter_mut().filter(|gap| gap.start_frame >= start_frame) {
+            gap.start_frame += frames;
+        }
+        let index = self.gaps.partition_point(|gap| gap.start_frame < start_frame);
+        self.gaps.insert(index, Gap { start_frame, frames, reason: GapReason::Missing });
+    }
+
     /// Takes note of what the pieces leave out, once they are in the file; `position` is where they start in it.
     fn note_gaps(&mut self, pieces: &[Piece], mut position: u64) {
         let format = self.params.format;
         for piece in pieces {
             let (bytes, reason) = match piece {
                 Piece::Audio(_) => (0, None),
+                Piece::Missing { bytes, behind } => {
+                    self.put_gap_in(format.frames(position.saturating_sub(*behind)), format.frames(*bytes));
+                    (0, None)
+                }
                 Piece::Lost(bytes) => (*bytes, Some(GapReason::Overload)),
                 Piece::Muted(bytes) => (*bytes, Some(GapReason::Muted)),
             };
@@ -150,6 +169,10 @@ impl Handler<AppendAudio> for WavWriterActor {
                 return AtomicResponse::new(Box::pin(async { Ok(Appended { segment_bytes: 0 }) }.into_actor(self)));
             }
             State::Empty => None,
+            State::Open(file) if file.is_suspect() => {
+                self.state = State::Open(file);
+                return AtomicResponse::new(Box::pin(async { Err(RecordingError::Suspect) }.into_actor(self)));
+            }
             State::Open(file) => Some(file),
             finished @ (State::Writing | State::Finished) => {
                 self.state = finished;
@@ -157,9 +180,9 @@ impl Handler<AppendAudio> for WavWriterActor {
             }
         };
         let (audio_dir, name, format) = (self.params.audio_dir.clone(), self.params.name.clone(), self.params.format);
-        let (pieces, arrived_at) = (Arc::clone(&msg.pieces), msg.arrived_at);
+        let (pieces, arrived_at, syncer) = (Arc::clone(&msg.pieces), msg.arrived_at, self.params.syncer.clone());
         let write = spawn_blocking(move || match file {
-            None => match SegmentFile::create(&audio_dir, &name, arrived_at, format, &pieces) {
+            None => match SegmentFile::create(&audio_dir, &name, arrived_at, format, &pieces, &syncer) {
                 Ok(file) => (Some(file), Ok(true)),
                 Err(error) => (None, Err(error)),
             },
@@ -231,9 +254,9 @@ impl Handler<FinishSegment> for WavWriterActor {
             ctx.stop();
             return AtomicResponse::new(Box::pin(async { Ok(None) }.into_actor(self)));
         };
-        let format = file.format();
+        let (format, syncer) = (file.format(), self.params.syncer.clone());
         let declared = Sealed { frames: format.frames(file.data_bytes()), bytes: format.frames(file.data_bytes()) * format.frame_bytes() };
-        AtomicResponse::new(Box::pin(spawn_blocking(move || file.seal()).into_actor(self).map(move |joined, this, ctx| {
+        AtomicResponse::new(Box::pin(spawn_blocking(move || file.seal(&syncer)).into_actor(self).map(move |joined, this, ctx| {
             let outcome = joined.map_err(|_| RecordingError::WriterLost).and_then(|sealed| sealed.map_err(RecordingError::of));
             // A seal that fails leaves a file that is valid as declared; its row says that it failed.
             let (sealed, reason) = match &outcome {
@@ -248,7 +271,7 @@ impl Handler<FinishSegment> for WavWriterActor {
                 format,
                 frames: sealed.frames,
                 bytes: sealed.bytes,
-                ended_at: Utc::now(),
+                ended_at: this.params.clock.now(),
                 reason,
                 gaps: std::mem::take(&mut this.gaps),
             });

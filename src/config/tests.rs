@@ -205,6 +205,7 @@ fn both_ends_of_a_range_are_in_range_and_one_step_further_is_not() {
         ("ingest.stall_after", ["'1s'", "'60s'"], ["'999ms'", "'60001ms'"]),
         ("ingest.idle_timeout", ["'5s'", "'1h'"], ["'4999ms'", "'3601s'"]),
         ("recording.segment_duration", ["'1s'", "'3h'"], ["'999ms'", "'10801s'"]),
+        ("recording.longest_fill", ["'1s'", "'1h'"], ["'999ms'", "'61m'"]),
         ("recording.spool_per_track", ["'1s'", "'5m'"], ["'999ms'", "'301s'"]),
         ("recording.spool_total", ["'1MiB'", "'64GiB'"], ["'1048575B'", "'65GiB'"]),
         ("analysis.group_seconds", ["0.1", "30"], ["0.09", "nan"]),

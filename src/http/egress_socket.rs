@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
 use actix_rt::task::spawn_blocking;
@@ -21,6 +21,8 @@ use super::Doors;
 use super::error::{ApiError, ErrorCode};
 use super::health::probe_directory;
 use super::ingest_query::{IngestQuery, is_livekit};
+use super::intake::Intake;
+use super::low_water::SocketHandle;
 use super::ws_guard::{GuardLimits, Violation, WsGuard};
 use crate::actors::session_registry::{GetRememberedMeeting, Refusal, ReserveTrack, TrackEnded, TrackEnding, TrackOpened};
 use crate::actors::stats::TrackStats;
@@ -28,6 +30,7 @@ use crate::actors::track::rows::TrackIdentity;
 use crate::actors::track::{AttachSocket, AudioArrived, CloseSocket, FinishTrack, MuteTold, SocketLost, TakeTail, TrackActor, TrackParams};
 use crate::audio::format::PcmFormat;
 use crate::audio::mixdown::Mix;
+use crate::clock::Clock;
 use crate::config::IngestAuth;
 use crate::db::rows::EndReason;
 use crate::ids::{MeetingId, TicketId};
@@ -38,10 +41,8 @@ use crate::ticket::TicketKind;
 const ADMISSION_DEADLINE: Duration = Duration::from_millis(100);
 /// How long the audio directory may take to show that it can be written.
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
-/// Audio that is collected into one message: 10 frames of LiveKit. With the write behind it, data is in the file 200 ms after it came.
-const BATCH: Duration = Duration::from_millis(100);
-/// When a batch goes that does not fill up, because the sender is slow.
-const BATCH_DEADLINE: Duration = Duration::from_millis(120);
+/// How long what waits in the kernel may take to come, when a connection is to give all it has.
+const LAST_READ: Duration = Duration::from_millis(20);
 /// Of one binary message, also in fragments: OWASP's bound for WebSockets. LiveKit sends 1,920 bytes.
 const MAX_BINARY_BYTES: u64 = 64 << 10;
 const MAX_TEXT_BYTES: u64 = 4 << 10;
@@ -101,6 +102,7 @@ async fn open(request: HttpRequest, payload: web::Payload, peer: &str, doors: we
         format.sample_rate,
         format.channels
     );
+    let clock = Clock::start();
     let track = TrackActor::launch(TrackParams {
         connection,
         identity,
@@ -110,6 +112,7 @@ async fn open(request: HttpRequest, payload: web::Payload, peer: &str, doors: we
         group_seconds: query.group_seconds.unwrap_or(doors.tracks.analysis.group_seconds),
         analyse: query.analyse.unwrap_or(true),
         mix: query.mix,
+        clock,
         stats: Arc::clone(&stats),
         resources: Arc::clone(&doors.tracks),
         ending: doors.registry.clone().recipient::<TrackEnding>(),
@@ -117,8 +120,10 @@ async fn open(request: HttpRequest, payload: web::Payload, peer: &str, doors: we
     });
     let violation = Rc::default();
     let limits = guard_limits(format, from_livekit, doors.tracks.ingest.max_speed);
-    let guard = WsGuard::new(payload, limits, Rc::clone(&violation));
-    let socket = EgressSocket::new(track.clone(), format, stats, violation);
+    let handle = request.conn_data::<SocketHandle>().and_then(SocketHandle::take);
+    let intake = Intake::new(format, Arc::clone(&stats), clock, handle);
+    let guard = WsGuard::new(payload, limits, Rc::clone(&violation)).collecting_in(Rc::clone(&intake));
+    let socket = EgressSocket { track: track.clone(), stats, violation, intake, fragments: None, finishing: false, deaf: false };
     let stream = WebsocketContext::create(socket, guard);
     doors.registry.send(TrackOpened { connection, track }).await?;
     Ok(response.streaming(stream))
@@ -178,11 +183,7 @@ struct EgressSocket {
     track: Addr<TrackActor>,
     stats: Arc<TrackStats>,
     violation: Rc<Cell<Option<Violation>>>,
-    batch: BytesMut,
-    batch_bytes: usize,
-    /// When the first byte of the batch came.
-    since: Option<(Instant, DateTime<Utc>)>,
-    timer_runs: bool,
+    intake: Rc<Intake>,
     /// The text or binary message whose last fragment has not come.
     fragments: Option<(bool, BytesMut)>,
     finishing: bool,
@@ -191,52 +192,6 @@ struct EgressSocket {
 }
 
 impl EgressSocket {
-    fn new(track: Addr<TrackActor>, format: PcmFormat, stats: Arc<TrackStats>, violation: Rc<Cell<Option<Violation>>>) -> Self {
-        let batch_bytes = usize::try_from(format.bytes_in(BATCH)).unwrap_or(usize::MAX);
-        Self {
-            track,
-            stats,
-            violation,
-            batch: BytesMut::new(),
-            batch_bytes,
-            since: None,
-            timer_runs: false,
-            fragments: None,
-            finishing: false,
-            deaf: false,
-        }
-    }
-
-    fn on_binary(&mut self, chunk: &[u8], ctx: &mut WebsocketContext<Self>) {
-        if chunk.is_empty() {
-            return;
-        }
-        self.stats.note_audio();
-        if self.since.is_none() {
-            self.since = Some((Instant::now(), Utc::now()));
-            self.batch.reserve(self.batch_bytes + chunk.len());
-        }
-        self.batch.extend_from_slice(chunk);
-        if self.batch.len() >= self.batch_bytes {
-            self.flush(ctx);
-        } else if !self.timer_runs {
-            self.timer_runs = true;
-            ctx.run_later(BATCH_DEADLINE, Self::on_timer);
-        }
-    }
-
-    fn on_timer(&mut self, ctx: &mut WebsocketContext<Self>) {
-        self.timer_runs = false;
-        let Some((since, _)) = self.since else { return };
-        let left = BATCH_DEADLINE.saturating_sub(since.elapsed());
-        if left.is_zero() {
-            self.flush(ctx);
-        } else {
-            self.timer_runs = true;
-            ctx.run_later(left, Self::on_timer);
-        }
-    }
-
     fn on_text(&mut self, text: &str, ctx: &mut WebsocketContext<Self>) {
         match parse_text(text) {
             TextMessage::Muted(muted) => {
@@ -250,13 +205,8 @@ impl EgressSocket {
         }
     }
 
-    fn take_batch(&mut self) -> Option<AudioArrived> {
-        let (arrived, arrived_at) = self.since.take()?;
-        Some(AudioArrived { audio: self.batch.split().freeze(), arrived, arrived_at })
-    }
-
     fn flush(&mut self, ctx: &mut WebsocketContext<Self>) {
-        if let Some(batch) = self.take_batch() {
+        if let Some(batch) = self.intake.take() {
             self.hand_over(batch, ctx);
         }
     }
@@ -296,7 +246,7 @@ impl EgressSocket {
         if std::mem::replace(&mut self.finishing, true) {
             return;
         }
-        let (track, tail, (done, finished)) = (self.track.clone(), self.take_batch(), oneshot::channel());
+        let (track, tail, (done, finished)) = (self.track.clone(), self.intake.take(), oneshot::channel());
         actix_rt::spawn(async move {
             let sealed = async {
                 if let Some(tail) = tail {
@@ -340,7 +290,7 @@ impl Drop for EgressSocket {
         if !self.finishing {
             // The peer vanished and nothing asynchronous runs any more. The one message of this kind, so no bound is needed; if the track is
             // gone too, there is nobody to tell.
-            let tail = self.take_batch();
+            let tail = self.intake.take();
             self.track.do_send(SocketLost { tail });
         }
     }
@@ -351,9 +301,9 @@ impl StreamHandler<Result<Message, ProtocolError>> for EgressSocket {
         if self.finishing || self.deaf {
             return;
         }
-        self.stats.note_arrival();
         match item {
-            Ok(Message::Binary(chunk)) => self.on_binary(&chunk, ctx),
+            // The guard has collected the audio and says so by an empty message.
+            Ok(Message::Binary(_)) => self.flush(ctx),
             Ok(Message::Text(text)) => self.on_text(&text, ctx),
             Ok(Message::Ping(payload)) => ctx.pong(&payload),
             // LiveKit answers every ping with the payload `pong`: what it says is a sign of life and no more.
@@ -386,7 +336,12 @@ impl EgressSocket {
                 let Some((binary, mut message)) = self.fragments.take() else { return };
                 message.extend_from_slice(&last);
                 match std::str::from_utf8(&message) {
-                    _ if binary => self.on_binary(&message, ctx),
+                    _ if binary => {
+                        self.intake.push(&message, [0; 4]);
+                        if self.intake.is_full() {
+                            self.flush(ctx);
+                        }
+                    }
                     Ok(text) => self.on_text(text, ctx),
                     Err(_) => self.on_violation(ctx),
                 }
@@ -396,11 +351,14 @@ impl EgressSocket {
 }
 
 impl Handler<TakeTail> for EgressSocket {
-    type Result = MessageResult<TakeTail>;
+    type Result = ResponseActFuture<Self, Option<AudioArrived>>;
 
     fn handle(&mut self, _: TakeTail, _: &mut Self::Context) -> Self::Result {
-        self.deaf = true;
-        MessageResult(self.take_batch())
+        self.intake.lower();
+        Box::pin(tokio::time::sleep(LAST_READ).into_actor(self).map(|(), socket, _| {
+            socket.deaf = true;
+            socket.intake.take()
+        }))
     }
 }
 

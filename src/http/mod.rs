@@ -7,6 +7,8 @@ pub mod egress_socket;
 pub mod error;
 pub mod health;
 mod ingest_query;
+mod intake;
+pub mod low_water;
 mod webhook;
 pub mod ws_guard;
 

@@ -4,6 +4,9 @@
 //! gigabytes. This stream reads the frame header itself, refuses what is too large or wrong there and then, hands over one frame at a time, and
 //! reads no faster than the sender may speak. What it does not read stays in TCP.
 
+mod frame;
+mod pace;
+
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
@@ -12,9 +15,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use actix_web::error::PayloadError;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::Stream;
 use tokio::time::{Instant, Sleep};
+
+use self::frame::{BINARY, CLOSE, CONTINUATION, Front, Header, PING, PONG, TEXT, Unread};
+use self::pace::Bucket;
+use super::intake::Intake;
 
 /// How a sender broke the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +55,9 @@ pub struct WsGuard<S> {
     inner: S,
     limits: GuardLimits,
     violation: Rc<Cell<Option<Violation>>>,
-    buffer: BytesMut,
+    /// Takes the audio of whole binary messages; without one they go the way of all frames.
+    intake: Option<Rc<Intake>>,
+    unread: Unread,
     message: Option<OpenMessage>,
     bytes: Bucket,
     frames: Bucket,
@@ -66,21 +75,6 @@ struct OpenMessage {
     deadline: Instant,
 }
 
-/// A frame's header, read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Header {
-    fin: bool,
-    opcode: u8,
-    header_bytes: usize,
-    payload_bytes: u64,
-}
-
-const CONTINUATION: u8 = 0;
-const TEXT: u8 = 1;
-const BINARY: u8 = 2;
-const CLOSE: u8 = 8;
-const PING: u8 = 9;
-const PONG: u8 = 10;
 /// The longest payload of a control frame (RFC 6455 5.5).
 const CONTROL_BYTES: u64 = 125;
 
@@ -90,7 +84,8 @@ impl<S> WsGuard<S> {
         Self {
             inner,
             violation,
-            buffer: BytesMut::new(),
+            intake: None,
+            unread: Unread::default(),
             message: None,
             bytes: Bucket { rate: limits.bytes_per_second, size: limits.burst_bytes, level: limits.burst_bytes, at: now },
             frames: Bucket { rate: limits.frames_per_second, size: limits.burst_frames, level: limits.burst_frames, at: now },
@@ -99,6 +94,13 @@ impl<S> WsGuard<S> {
             handed_over: false,
             ended: false,
         }
+    }
+
+    /// Collects the audio of whole binary messages in `intake`, and hands over an empty one when there is a batch to take. Whoever is handed another
+    /// frame takes what has been collected first.
+    pub fn collecting_in(mut self, intake: Rc<Intake>) -> Self {
+        self.intake = Some(intake);
+        self
     }
 
     /// Judges a frame by its header, in the light of the message it belongs to.
@@ -141,7 +143,7 @@ impl<S> WsGuard<S> {
     fn violate(&mut self, violation: Violation) -> Poll<Option<Result<Bytes, PayloadError>>> {
         self.violation.set(Some(violation));
         self.ended = true;
-        self.buffer = BytesMut::new();
+        self.unread.clear();
         Poll::Ready(Some(Err(PayloadError::Overflow)))
     }
 
@@ -159,105 +161,105 @@ impl<S> WsGuard<S> {
     }
 }
 
+/// An empty binary message.
+const BATCH_IS_THERE: &[u8] = &[0x82, 0x80, 0, 0, 0, 0];
+
+impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> WsGuard<S> {
+    /// Takes every frame that is there, up to one that the actor must see; `None` when more bytes are needed or the sender has to wait.
+    fn take_frames(&mut self, cx: &mut Context<'_>) -> Option<Result<Bytes, Violation>> {
+        loop {
+            if let Some(pause) = &mut self.pause {
+                if pause.as_mut().poll(cx).is_pending() {
+                    return None;
+                }
+                self.pause = None;
+            }
+            let header = match self.unread.front() {
+                Err(problem) => return Some(Err(Violation::Protocol(problem))),
+                Ok(Front::Whole(header)) => header,
+                // Sizes are judged before the payload is waited for.
+                Ok(Front::Partial(Some(header))) if self.is_too_big(header) => return Some(Err(Violation::TooBig)),
+                Ok(Front::Partial(_)) => {
+                    self.unread.keep_cut();
+                    return None;
+                }
+            };
+            if self.is_too_big(header) {
+                return Some(Err(Violation::TooBig));
+            }
+            let into = self.intake.clone().filter(|_| header.fin && header.opcode == BINARY && self.message.is_none());
+            if into.as_ref().is_some_and(|intake| intake.is_full()) {
+                return Some(Ok(Bytes::from_static(BATCH_IS_THERE)));
+            }
+            let now = Instant::now();
+            if let Err(ready_at) = self.pace(header, now) {
+                self.pause = Some(Box::pin(tokio::time::sleep_until(ready_at)));
+                continue;
+            }
+            if let Err(violation) = self.judge(header, now) {
+                return Some(Err(violation));
+            }
+            match into {
+                Some(intake) => self.unread.consume(header, |payload, mask| intake.push(payload, mask)),
+                None => return Some(Ok(self.unread.take(header))),
+            }
+        }
+    }
+
+    fn is_too_big(&self, header: Header) -> bool {
+        header.payload_bytes > self.limits.binary_bytes.max(self.limits.text_bytes)
+    }
+
+    /// Nothing more can be taken now: says so if there is a batch that is whole or has waited for long enough.
+    fn due_batch(&self, cx: &mut Context<'_>) -> Option<Bytes> {
+        let intake = self.intake.as_ref().filter(|intake| !intake.is_empty())?;
+        intake.wake_later(cx.waker());
+        (intake.is_full() || intake.is_due()).then(|| Bytes::from_static(BATCH_IS_THERE))
+    }
+}
+
 impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> Stream for WsGuard<S> {
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        if this.ended {
-            return Poll::Ready(None);
-        }
         if std::mem::take(&mut this.handed_over) {
             // actix-web-actors collects until there is nothing more for now, and only then decodes.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         loop {
-            if let Some(pause) = &mut this.pause {
-                if pause.as_mut().poll(cx).is_pending() {
-                    return Poll::Pending;
-                }
-                this.pause = None;
+            if this.ended {
+                return Poll::Ready(None);
             }
-            match parse(&this.buffer) {
-                Err(problem) => return this.violate(Violation::Protocol(problem)),
-                Ok(Some(header)) => {
-                    // Sizes are judged before the payload is waited for.
-                    let whole = header.header_bytes.saturating_add(usize::try_from(header.payload_bytes).unwrap_or(usize::MAX));
-                    let too_big = header.payload_bytes > this.limits.binary_bytes.max(this.limits.text_bytes);
-                    if too_big {
-                        return this.violate(Violation::TooBig);
-                    }
-                    if this.buffer.len() >= whole {
-                        let now = Instant::now();
-                        if let Err(ready_at) = this.pace(header, now) {
-                            this.pause = Some(Box::pin(tokio::time::sleep_until(ready_at)));
-                            continue;
+            let frame = match this.take_frames(cx) {
+                Some(Ok(frame)) => Some(frame),
+                Some(Err(violation)) => return this.violate(violation),
+                None if this.pause.is_some() => this.due_batch(cx),
+                None => match Pin::new(&mut this.inner).poll_next(cx) {
+                    Poll::Pending => this.due_batch(cx),
+                    Poll::Ready(Some(Ok(chunk))) => {
+                        if let Some(intake) = &this.intake {
+                            intake.note_read();
                         }
-                        if let Err(violation) = this.judge(header, now) {
-                            return this.violate(violation);
-                        }
-                        this.handed_over = true;
-                        return Poll::Ready(Some(Ok(this.buffer.split_to(whole).freeze())));
+                        this.unread.add(chunk);
+                        continue;
                     }
-                }
-                Ok(None) => {}
-            }
-            match Pin::new(&mut this.inner).poll_next(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(chunk))) => {
-                    if this.buffer.is_empty() {
-                        this.buffer = BytesMut::from(chunk);
-                    } else {
-                        this.buffer.extend_from_slice(&chunk);
+                    // A lost connection breaks no rule. Behind this stream the two could not be told apart: both would be I/O errors.
+                    Poll::Ready(Some(Err(_)) | None) => {
+                        this.ended = true;
+                        return Poll::Ready(None);
                     }
+                },
+            };
+            return match frame {
+                Some(frame) => {
+                    this.handed_over = true;
+                    Poll::Ready(Some(Ok(frame)))
                 }
-                // A lost connection breaks no rule. Behind this stream the two could not be told apart: both would be I/O errors.
-                Poll::Ready(Some(Err(_)) | None) => {
-                    this.ended = true;
-                    return Poll::Ready(None);
-                }
-            }
+                None => Poll::Pending,
+            };
         }
-    }
-}
-
-/// Reads a client's frame header. `None` while it is not whole.
-fn parse(buffer: &[u8]) -> Result<Option<Header>, &'static str> {
-    let [first, second, rest @ ..] = buffer else { return Ok(None) };
-    if first & 0x70 != 0 {
-        return Err("reserved bits");
-    }
-    if second & 0x80 == 0 {
-        return Err("an unmasked frame");
-    }
-    let (length_bytes, payload_bytes) = match (second & 0x7f, rest) {
-        (126, [a, b, ..]) => (2, u64::from(u16::from_be_bytes([*a, *b]))),
-        (127, [a, b, c, d, e, f, g, h, ..]) => (8, u64::from_be_bytes([*a, *b, *c, *d, *e, *f, *g, *h])),
-        (126 | 127, _) => return Ok(None),
-        (short, _) => (0, u64::from(short)),
-    };
-    // Two bytes, the length, four of the mask.
-    let header_bytes = 2 + length_bytes + 4;
-    Ok(Some(Header { fin: first & 0x80 != 0, opcode: first & 0x0f, header_bytes, payload_bytes }))
-}
-
-/// A token bucket.
-#[derive(Debug)]
-struct Bucket {
-    rate: f64,
-    size: f64,
-    level: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    /// How long until `amount` is there. An amount over the size waits for a full bucket.
-    fn wait_for(&mut self, amount: f64, now: Instant) -> Duration {
-        self.level = (self.level + self.rate * now.saturating_duration_since(self.at).as_secs_f64()).min(self.size);
-        self.at = now;
-        let missing = amount.min(self.size) - self.level;
-        if missing <= 0.0 { Duration::ZERO } else { Duration::from_secs_f64(missing / self.rate) }
     }
 }
 

@@ -10,11 +10,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::path::SegmentName;
+use super::syncer::{Syncer, Watched};
 use super::wav_header::{self, HEADER_BYTES};
 use crate::audio::format::PcmFormat;
 use crate::audio::level::is_digital_silence;
@@ -28,6 +30,11 @@ pub enum Piece {
     Audio(Bytes),
     /// So many bytes that could not be kept: a hole, which reads as zeros.
     Lost(u64),
+    /// So many bytes that the sender left out: a hole in front of the last `behind` bytes of the file.
+    Missing {
+        bytes: u64,
+        behind: u64,
+    },
     /// So many bytes of a muted track's zeros that are left out on purpose: they take no room in the file.
     Muted(u64),
 }
@@ -37,7 +44,7 @@ impl Piece {
     pub fn file_bytes(&self) -> u64 {
         match self {
             Self::Audio(audio) => len(audio),
-            Self::Lost(bytes) => *bytes,
+            Self::Lost(bytes) | Self::Missing { bytes, .. } => *bytes,
             Self::Muted(_) => 0,
         }
     }
@@ -54,7 +61,8 @@ pub struct Sealed {
 /// An open segment.
 #[derive(Debug)]
 pub struct SegmentFile {
-    file: File,
+    file: Arc<File>,
+    watched: Watched,
     directory: PathBuf,
     /// Relative to the audio directory.
     relative: PathBuf,
@@ -62,6 +70,8 @@ pub struct SegmentFile {
     data_bytes: u64,
     /// How far the file has been written or extended.
     file_bytes: u64,
+    /// What the append under way has taken from its place.
+    moved: Option<Vec<u8>>,
 }
 
 impl SegmentFile {
@@ -70,12 +80,21 @@ impl SegmentFile {
     ///
     /// # Errors
     /// Whatever the file system says; no file is left under the name then.
-    pub fn create(audio_dir: &Path, name: &SegmentName, time: DateTime<Utc>, format: PcmFormat, first: &[Piece]) -> io::Result<Self> {
+    pub fn create(
+        audio_dir: &Path,
+        name: &SegmentName,
+        time: DateTime<Utc>,
+        format: PcmFormat,
+        first: &[Piece],
+        syncer: &Syncer,
+    ) -> io::Result<Self> {
         let directory = audio_dir.join(name.directory());
         std::fs::DirBuilder::new().recursive(true).mode(0o750).create(&directory)?;
         let unfinished = directory.join(format!(".{}.new", crate::ids::new_row_id()));
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(&unfinished)?;
-        let mut segment = Self { file, directory, relative: PathBuf::new(), format, data_bytes: 0, file_bytes: 0 };
+        let file = Arc::new(file);
+        let watched = syncer.watch(Arc::clone(&file))?;
+        let mut segment = Self { file, watched, directory, relative: PathBuf::new(), format, data_bytes: 0, file_bytes: 0, moved: None };
         let made = segment.append(first).and_then(|()| {
             (0..1000)
                 .map(|bump| name.file(time + TimeDelta::milliseconds(bump)))
@@ -121,8 +140,11 @@ impl SegmentFile {
     pub fn append(&mut self, pieces: &[Piece]) -> io::Result<()> {
         let mut end = self.data_bytes;
         for piece in pieces {
-            if let Piece::Audio(audio) = piece {
-                self.write_sparse(HEADER_BYTES + end, audio)?;
+            match piece {
+                Piece::Audio(audio) => self.write_sparse(HEADER_BYTES + end, audio)?,
+                // No more can be moved than there is: the rest belongs to an earlier segment.
+                Piece::Missing { bytes, behind } => self.move_back(HEADER_BYTES + end, (*behind).min(end), *bytes)?,
+                Piece::Lost(_) | Piece::Muted(_) => {}
             }
             end += piece.file_bytes();
         }
@@ -132,7 +154,35 @@ impl SegmentFile {
         }
         self.file.write_all_at(&wav_header::encode(self.format, end), 0)?;
         self.data_bytes = end;
+        self.moved = None;
+        self.watched.note_written();
         Ok(())
+    }
+
+    /// Whether the disk has said that it lost something of the file.
+    pub fn is_suspect(&self) -> bool {
+        self.watched.has_failed()
+    }
+
+    /// Moves the `behind` bytes in front of `end` back by `bytes`, which leaves a hole where they began. A crash in the middle leaves them twice, never
+    /// not at all: they are written in their new place, beyond what the header declares, before the old one is emptied.
+    ///
+    /// Contract: only the first piece of an append moves anything, so that an append that failed can be made again.
+    fn move_back(&mut self, end: u64, behind: u64, bytes: u64) -> io::Result<()> {
+        let start = end - behind;
+        let moved = match self.moved.take() {
+            // The place it was read from may have been overwritten already.
+            Some(moved) => moved,
+            None => {
+                let mut moved = vec![0; usize::try_from(behind).unwrap_or(usize::MAX)];
+                self.file.read_exact_at(&mut moved, start)?;
+                moved
+            }
+        };
+        let outcome = self.file.write_all_at(&moved, start + bytes).and_then(|()| fill_with_zeros(&self.file, start, bytes));
+        self.moved = Some(moved);
+        self.file_bytes = self.file_bytes.max(end + bytes);
+        outcome
     }
 
     /// Corrects the declared format. The audio stays as it is.
@@ -149,14 +199,14 @@ impl SegmentFile {
     ///
     /// # Errors
     /// Whatever the file system says; the file is valid all the same.
-    pub fn seal(self) -> io::Result<Sealed> {
+    pub fn seal(self, syncer: &Syncer) -> io::Result<Sealed> {
         let frames = self.format.frames(self.data_bytes);
         let bytes = frames * self.format.frame_bytes();
         if self.file_bytes != HEADER_BYTES + bytes {
             self.file.set_len(HEADER_BYTES + bytes)?;
         }
-        self.file.sync_all()?;
-        File::open(&self.directory)?.sync_all()?;
+        syncer.sync_now(self.file)?;
+        syncer.sync_now(Arc::new(File::open(&self.directory)?))?;
         Ok(Sealed { frames, bytes })
     }
 
@@ -191,6 +241,25 @@ impl SegmentFile {
         self.file.write_all_at(run, offset)?;
         self.file_bytes = self.file_bytes.max(offset + len(run));
         Ok(())
+    }
+}
+
+/// Makes a stretch of a file read as zeros, without disk where the file system can.
+fn fill_with_zeros(file: &File, start: u64, bytes: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    use rustix::io::Errno;
+    match fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, bytes) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+            let zeros = vec![0; usize::try_from(BLOCK_BYTES).unwrap_or(4096)];
+            let mut rest = bytes;
+            while rest > 0 {
+                let part = zeros.get(..usize::try_from(rest).unwrap_or(usize::MAX)).unwrap_or(&zeros);
+                file.write_all_at(part, start + bytes - rest)?;
+                rest -= len(part);
+            }
+            Ok(())
+        }
+        outcome => Ok(outcome?),
     }
 }
 
@@ -230,7 +299,16 @@ mod tests {
     }
 
     fn create(dir: &Path, first: &[Piece]) -> SegmentFile {
-        SegmentFile::create(dir, &name(), Utc::now(), PcmFormat::LIVEKIT, first).expect("a segment")
+        create_as(dir, Utc::now(), PcmFormat::LIVEKIT, first)
+    }
+
+    fn create_as(dir: &Path, time: DateTime<Utc>, format: PcmFormat, first: &[Piece]) -> SegmentFile {
+        let syncer = Syncer::start().expect("threads");
+        SegmentFile::create(dir, &name(), time, format, first, &syncer).expect("a segment")
+    }
+
+    fn sealed(segment: SegmentFile) -> Sealed {
+        segment.seal(&Syncer::start().expect("threads")).expect("sealed")
     }
 
     /// The PCM that a player would read, by hound.
@@ -250,7 +328,7 @@ mod tests {
             segment.append(&[audio(sound[end..next].to_vec())]).expect("an append");
             assert_eq!(read(dir.path(), &path), sound[..next]);
         }
-        assert_eq!(segment.seal().expect("sealed"), Sealed { frames: 10_000, bytes: 40_000 });
+        assert_eq!(sealed(segment), Sealed { frames: 10_000, bytes: 40_000 });
     }
 
     #[test]
@@ -265,7 +343,7 @@ mod tests {
             segment.append(&[audio(piece.to_vec()), Piece::Muted(960)]).expect("an append");
         }
         let path = segment.relative_path().to_owned();
-        segment.seal().expect("sealed");
+        sealed(segment);
         assert_eq!(read(dir.path(), &path), sound);
         let metadata = std::fs::metadata(dir.path().join(&path)).expect("a file");
         assert_eq!(metadata.len(), 44 + sound.len() as u64);
@@ -278,15 +356,39 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let segment = create(dir.path(), &[audio(noise(400)), Piece::Lost(10_000), audio(noise(400))]);
         let path = segment.relative_path().to_owned();
-        assert_eq!(segment.seal().expect("sealed").bytes, 10_800);
+        assert_eq!(sealed(segment).bytes, 10_800);
         assert_eq!(read(dir.path(), &path), [noise(400), vec![0; 10_000], noise(400)].concat());
+    }
+
+    #[test]
+    fn what_was_missing_is_put_in_where_it_was_missing() {
+        for (behind, bytes) in [(0, 400), (400, 40), (400, 400), (400, 90_000), (12_000, 500), (20_000, 96_000)] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let sound = noise(20_000);
+            let mut segment = create(dir.path(), &[audio(sound.clone())]);
+            let (head, tail) = sound.split_at(sound.len() - behind.min(sound.len()));
+            segment.append(&[Piece::Missing { bytes, behind: behind as u64 }, audio(noise(80))]).expect("an append");
+            let path = segment.relative_path().to_owned();
+            sealed(segment);
+            assert!(read(dir.path(), &path) == [head, &vec![0; bytes as usize], tail, &noise(80)].concat(), "{bytes} bytes in front of {behind}");
+        }
+    }
+
+    #[test]
+    fn what_was_missing_in_an_earlier_segment_goes_to_the_start_of_this_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut segment = create(dir.path(), &[audio(noise(800))]);
+        segment.append(&[Piece::Missing { bytes: 400, behind: 90_000 }]).expect("an append");
+        let path = segment.relative_path().to_owned();
+        sealed(segment);
+        assert_eq!(read(dir.path(), &path), [vec![0; 400], noise(800)].concat());
     }
 
     #[test]
     fn a_taken_name_is_never_replaced() {
         let dir = tempfile::tempdir().expect("a directory");
         let time = Utc::now();
-        let make = |sound: Vec<u8>| SegmentFile::create(dir.path(), &name(), time, PcmFormat::LIVEKIT, &[audio(sound)]).expect("a segment");
+        let make = |sound: Vec<u8>| create_as(dir.path(), time, PcmFormat::LIVEKIT, &[audio(sound)]);
         let paths: Vec<PathBuf> = [4, 8, 12].map(|bytes| make(noise(bytes)).relative_path().to_owned()).into();
         assert_eq!(paths.iter().map(|path| read(dir.path(), path).len()).collect::<Vec<_>>(), [4, 8, 12]);
     }
@@ -295,11 +397,11 @@ mod tests {
     fn correcting_the_format_keeps_every_byte() {
         let dir = tempfile::tempdir().expect("a directory");
         let mono = PcmFormat { channels: 1, ..PcmFormat::LIVEKIT };
-        let mut segment = SegmentFile::create(dir.path(), &name(), Utc::now(), mono, &[audio(noise(800))]).expect("a segment");
+        let mut segment = create_as(dir.path(), Utc::now(), mono, &[audio(noise(800))]);
         segment.set_format(PcmFormat::LIVEKIT).expect("corrected");
         segment.append(&[audio(noise(400))]).expect("an append");
         let path = segment.relative_path().to_owned();
-        assert_eq!(segment.seal().expect("sealed").frames, 300);
+        assert_eq!(sealed(segment).frames, 300);
         assert_eq!(hound::WavReader::open(dir.path().join(&path)).expect("a WAV file").spec().channels, 2);
         assert_eq!(read(dir.path(), &path), [noise(800), noise(400)].concat());
     }
@@ -308,6 +410,7 @@ mod tests {
     fn a_full_disk_leaves_nothing_under_the_name() {
         let name = SegmentName { meeting: "RM".into(), ..name() };
         let missing = Path::new("/proc/no-such-place");
-        assert!(SegmentFile::create(missing, &name, Utc::now(), PcmFormat::LIVEKIT, &[audio(noise(4))]).is_err());
+        let syncer = Syncer::start().expect("threads");
+        assert!(SegmentFile::create(missing, &name, Utc::now(), PcmFormat::LIVEKIT, &[audio(noise(4))], &syncer).is_err());
     }
 }

@@ -46,7 +46,7 @@ impl Handler<SegmentFull> for ProbeTrack {
     type Result = ();
 
     fn handle(&mut self, msg: SegmentFull, _: &mut Context<Self>) {
-        self.0.lock().expect("unpoisoned").push(format!("full {}", msg.generation));
+        self.0.lock().expect("unpoisoned").push(format!("{:?} {}", msg.reason, msg.generation));
     }
 }
 
@@ -57,6 +57,9 @@ struct Bench {
     heard: Arc<Mutex<Vec<String>>>,
     stats: Arc<TrackStats>,
     budget: Arc<SpoolBudget>,
+    clock_start: Instant,
+    pushed: u64,
+    written: u64,
     _dir: tempfile::TempDir,
 }
 
@@ -69,6 +72,7 @@ fn bench(spool_bytes: u64, limit_bytes: u64) -> Bench {
     let track = ProbeTrack(Arc::clone(&heard)).start();
     let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT));
     let budget = Arc::new(SpoolBudget::new(1 << 20));
+    let (clock, clock_start) = (Clock::start(), Instant::now());
     let buffer = BufferActor::new(BufferParams {
         format: PcmFormat::LIVEKIT,
         grouper: Grouper::new(PcmFormat::LIVEKIT, GroupLimits { seconds: 2.0, bytes: 1 << 20 }, false, false),
@@ -77,6 +81,8 @@ fn bench(spool_bytes: u64, limit_bytes: u64) -> Bench {
         log,
         mute: MuteMode::Keep,
         spool_bytes,
+        clock,
+        longest_fill: Duration::from_secs(300),
         budget: Arc::clone(&budget),
         stats: Arc::clone(&stats),
         writer: UseWriter { writer: writer.clone().recipient(), generation: 0, limit_bytes },
@@ -84,13 +90,38 @@ fn bench(spool_bytes: u64, limit_bytes: u64) -> Bench {
         segment_full: track.recipient(),
     })
     .start();
-    Bench { buffer, asked, writer, heard, stats, budget, _dir: dir }
+    Bench { buffer, asked, writer, heard, stats, budget, clock_start, pushed: 0, written: 0, _dir: dir }
 }
 
 impl Bench {
     async fn push(&self, byte: u8, bytes: usize) {
+        self.push_at(Instant::now(), byte, bytes).await;
+    }
+
+    async fn push_at(&self, read: Instant, byte: u8, bytes: usize) {
         let audio = Bytes::from(vec![byte; bytes]);
-        self.buffer.send(PushAudio { audio, arrived: Instant::now(), arrived_at: Utc::now() }).await.expect("alive");
+        self.buffer.send(PushAudio { audio, arrived: read, read, arrived_at: Utc::now() }).await.expect("alive");
+    }
+
+    /// Audio at its own pace from a moment on, all acknowledged; returns the pieces other than audio, with the bytes written before each.
+    async fn flow(&mut self, start: Duration, seconds: u64) -> Vec<(u64, Piece)> {
+        let mut holes = Vec::new();
+        for batch in 0..seconds * 10 {
+            self.push_at(self.clock_start + start + Duration::from_millis(100 * (batch + 1)), 1, 19_200).await;
+            self.pushed += 19_200;
+            while self.written < self.pushed + 4 * self.stats.filled_frames.load(Relaxed) {
+                let (pieces, answer) = self.next().await;
+                for piece in pieces {
+                    let bytes = piece.file_bytes();
+                    if !matches!(piece, Piece::Audio(_)) {
+                        holes.push((self.written, piece));
+                    }
+                    self.written += bytes;
+                }
+                answer.send(appended(self.written)).expect("awaited");
+            }
+        }
+        holes
     }
 
     async fn next(&mut self) -> Question {
@@ -203,5 +234,29 @@ async fn a_full_segment_is_told_when_more_comes() {
     assert_eq!(pieces, [audio(2, 400)]);
     answer.send(appended(400)).expect("awaited");
     bench.buffer.send(FinishBuffer).await.expect("drained: a track that ends with its segment needs no other");
-    assert_eq!(bench.heard(), ["full 0"]);
+    assert_eq!(bench.heard(), ["Rotated 0"]);
+}
+
+#[actix_rt::test]
+async fn t1_what_a_sender_left_out_is_put_in_where_it_was_missing() {
+    let mut bench = bench(1 << 20, 1 << 30);
+    assert_eq!(bench.flow(Duration::ZERO, 3).await, []);
+    // 2 s of nothing, and then its own pace.
+    let holes = bench.flow(Duration::from_secs(5), 4).await;
+    let [(written, Piece::Missing { bytes, behind })] = holes[..] else { panic!("{holes:?}") };
+    assert_eq!((bytes, written - behind), (2 * 192_000, 3 * 192_000), "as long as the pause, and where it was");
+    assert!((192_000..300_000).contains(&behind), "{behind} bytes came until it was sure");
+    assert_eq!(bench.stats.filled_frames.load(Relaxed), 96_000);
+    assert_eq!(bench.flow(Duration::from_secs(9), 2).await, []);
+}
+
+#[actix_rt::test]
+async fn a_long_silence_is_not_filled_but_begins_another_segment() {
+    let mut bench = bench(1 << 20, 1 << 30);
+    bench.flow(Duration::ZERO, 3).await;
+    bench.push_at(bench.clock_start + Duration::from_secs(400), 2, 400).await;
+    let next = UseWriter { writer: bench.writer.clone().recipient(), generation: 1, limit_bytes: 1 << 30 };
+    bench.buffer.send(next).await.expect("alive");
+    let (pieces, _answer) = bench.next().await;
+    assert_eq!((pieces, bench.heard()), (vec![audio(2, 400)], vec!["Gap 0".to_owned()]));
 }

@@ -53,7 +53,7 @@ impl TrackActor {
             track: track.clone().map(TrackSid::into_string),
         };
         let (rows, stats, shared) = (self.rows.clone(), Arc::clone(&self.params.stats), Arc::clone(&resources));
-        let segment = Rc::clone(&self.segment);
+        let (segment, clock) = (Rc::clone(&self.segment), self.params.clock);
         let (writer, writer_runs) = Child::start(WRITER_RESTARTS, move || {
             let id = SegmentId::fresh();
             segment.replace(id.clone());
@@ -64,6 +64,8 @@ impl TrackActor {
                 format: stats.recorded_format(),
                 rows: rows.clone(),
                 lag: Arc::clone(&shared.lag),
+                clock,
+                syncer: shared.syncer.clone(),
             })
         });
         let analysis = match &resources.service {
@@ -93,6 +95,8 @@ impl TrackActor {
             log,
             mute: resources.recording.mute,
             spool_bytes: format.bytes_in(resources.recording.spool_per_track),
+            clock,
+            longest_fill: resources.recording.longest_fill,
             budget: Arc::clone(&resources.budget),
             stats: Arc::clone(&self.params.stats),
             writer: self.use_writer(&writer),
@@ -254,7 +258,7 @@ impl Handler<SegmentFull> for TrackActor {
 
     fn handle(&mut self, msg: SegmentFull, ctx: &mut Context<Self>) {
         if self.children.as_ref().is_some_and(|children| children.writer.generation() == msg.generation) {
-            self.next_segment(EndReason::Rotated, ctx);
+            self.next_segment(msg.reason, ctx);
         }
     }
 }

@@ -91,7 +91,7 @@ impl TrackActor {
                     log::error!("a segment was not sealed in time connection={}", track.params.connection);
                 }
                 if let Some((_, end @ None)) = track.mute_spans.last_mut() {
-                    *end = Some(track.params.stats.received_bytes.load(Relaxed));
+                    *end = Some(track.params.stats.position_bytes());
                 }
                 track.tell_facts();
                 track.rows.end();

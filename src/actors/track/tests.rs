@@ -11,9 +11,11 @@ use crate::actors::session_registry::{SessionRegistry, TrackEnding};
 use crate::actors::wav_writer::Panic;
 use crate::analysis::gate::CredentialGate;
 use crate::analysis::hume_legacy::HumeLegacy;
+use crate::clock::Clock;
 use crate::config::{Config, DatabaseUrl, Secret};
 use crate::db::rows::{Page, RecordingRow, SegmentRow};
 use crate::ids::{MeetingId, RoomName, TrackSid};
+use crate::recording::syncer::Syncer;
 
 /// Makes a child, or the track itself, panic.
 #[derive(Message)]
@@ -103,6 +105,7 @@ impl Stage {
             pipeline_log: PipelineLog::start(dir.path()).expect("a thread"),
             lag: Arc::default(),
             budget: Arc::new(SpoolBudget::new(1 << 26)),
+            syncer: Syncer::start().expect("threads"),
             service: Service::Streaming(service),
             store: store.clone(),
         };
@@ -131,6 +134,7 @@ impl Stage {
             group_seconds: 2.0,
             analyse: true,
             mix: None,
+            clock: Clock::start(),
             stats: Arc::clone(&stats),
             resources: Arc::clone(&self.resources),
             ending: self.probe.clone().recipient(),
@@ -173,7 +177,7 @@ impl Track {
         let start = self.sent.len();
         let audio: Vec<u8> = (start..start + bytes).map(|n| (n % 249) as u8 + 1).collect();
         self.sent.extend(&audio);
-        let message = AudioArrived { audio: audio.into(), arrived: Instant::now(), arrived_at: Utc::now() };
+        let message = AudioArrived { audio: audio.into(), arrived: Instant::now(), read: Instant::now(), arrived_at: Utc::now() };
         self.addr.send(message).await.expect("the track lives");
     }
 

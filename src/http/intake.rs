@@ -1,0 +1,247 @@
+//! Where the audio of one socket is collected, a batch at a time, before its actor hears of it.
+//!
+//! [`WsGuard`](super::ws_guard::WsGuard) unmasks LiveKit's messages right into it and wakes the actor when a batch is whole. Batches that do not fill up
+//! are looked after by one pulse per worker, which costs less than a timer per socket and also lowers the mark of a socket that has paused.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use super::low_water::LowWater;
+use crate::actors::stats::TrackStats;
+use crate::actors::track::AudioArrived;
+use crate::audio::format::PcmFormat;
+use crate::clock::Clock;
+
+/// The audio of one batch: with the write behind it, what came is in the file 250 ms later at the latest.
+pub const BATCH: Duration = Duration::from_millis(150);
+/// How old the oldest byte of a batch may grow before it goes as it is.
+const PATIENCE: Duration = Duration::from_millis(160);
+/// How long nothing may be read before the stream counts as paused.
+const PAUSE: Duration = Duration::from_millis(175);
+/// How often batches and pauses are looked at.
+const PULSE: Duration = Duration::from_millis(20);
+/// What a WebSocket message of up to 64 KiB has in front of its payload.
+const FRAME_HEADER_BYTES: u64 = 8;
+/// LiveKit's messages (`docs/FACTS.md`, egress socket).
+const MESSAGE: Duration = Duration::from_millis(10);
+
+pub struct Intake {
+    batch_bytes: usize,
+    audio: RefCell<BytesMut>,
+    /// When the first byte of `audio` came.
+    since: Cell<Option<Instant>>,
+    last_read: Cell<Instant>,
+    /// When the oldest byte of the last read came, at the earliest.
+    arriving: Cell<Instant>,
+    /// The mark has held bytes back since the last read.
+    held_back: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+    low_water: Option<LowWater>,
+    clock: Clock,
+    stats: Arc<TrackStats>,
+}
+
+impl Intake {
+    /// Is looked after by this thread's pulse for as long as it lives.
+    pub fn new(format: PcmFormat, stats: Arc<TrackStats>, clock: Clock, socket: Option<std::os::fd::OwnedFd>) -> Rc<Self> {
+        let batch_bytes = usize::try_from(format.bytes_in(BATCH)).unwrap_or(usize::MAX).max(4);
+        let messages = u64::try_from(BATCH.as_millis() / MESSAGE.as_millis()).unwrap_or(1);
+        let mark = batch_bytes.saturating_add(usize::try_from(messages * FRAME_HEADER_BYTES).unwrap_or(0));
+        let now = Instant::now();
+        let intake = Rc::new(Self {
+            batch_bytes,
+            audio: RefCell::default(),
+            since: Cell::new(None),
+            last_read: Cell::new(now),
+            arriving: Cell::new(now),
+            held_back: Cell::new(false),
+            waker: RefCell::default(),
+            low_water: socket.map(|socket| LowWater::new(socket, mark)),
+            clock,
+            stats,
+        });
+        pulse::look_after(&intake);
+        intake
+    }
+
+    /// Something was read from the socket.
+    pub(super) fn note_read(&self) {
+        let now = Instant::now();
+        let last_read = self.last_read.replace(now);
+        self.arriving.set(if self.held_back.replace(self.is_raised()) { last_read } else { now });
+        self.stats.note_arrival();
+    }
+
+    /// Takes audio in, masked as it came: `mask` begins with the byte for the payload's first.
+    pub(super) fn push(&self, payload: &[u8], mask: [u8; 4]) {
+        if payload.is_empty() {
+            return;
+        }
+        self.stats.note_audio();
+        let mut audio = self.audio.borrow_mut();
+        if self.since.get().is_none() {
+            self.since.set(Some(self.arriving.get()));
+            audio.reserve(self.batch_bytes + payload.len());
+        }
+        unmask_into(&mut audio, payload, mask);
+    }
+
+    /// Whether a batch is whole.
+    pub(super) fn is_full(&self) -> bool {
+        self.audio.borrow().len() >= self.batch_bytes
+    }
+
+    /// Whether there is a batch that has waited for long enough.
+    pub(super) fn is_due(&self) -> bool {
+        self.since.get().is_some_and(|since| since.elapsed() >= PATIENCE)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.since.get().is_none()
+    }
+
+    /// Remembers whom the pulse is to wake.
+    pub(super) fn wake_later(&self, waker: &Waker) {
+        let mut kept = self.waker.borrow_mut();
+        if !kept.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
+            *kept = Some(waker.clone());
+        }
+    }
+
+    /// What has been collected.
+    pub fn take(&self) -> Option<AudioArrived> {
+        let arrived = self.since.take()?;
+        let audio: Bytes = self.audio.borrow_mut().split().freeze();
+        if audio.len() >= self.batch_bytes && arrived.elapsed() < PAUSE {
+            // It flows: the next batch is read in one go.
+            if let Some(low_water) = &self.low_water {
+                low_water.raise();
+                self.held_back.set(true);
+            }
+        }
+        Some(AudioArrived { audio, arrived, read: self.last_read.get(), arrived_at: self.clock.at(arrived) })
+    }
+
+    /// Lets the kernel hand over at once what waits below the mark.
+    pub fn lower(&self) {
+        if let Some(low_water) = &self.low_water {
+            low_water.lower();
+        }
+    }
+
+    fn is_raised(&self) -> bool {
+        self.low_water.as_ref().is_some_and(LowWater::is_raised)
+    }
+
+    fn on_pulse(&self, now: Instant) {
+        if self.is_raised() && now.saturating_duration_since(self.last_read.get()) >= PAUSE {
+            self.lower();
+        }
+        if self.is_due()
+            && let Some(waker) = self.waker.borrow().as_ref()
+        {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// Appends the payload without its mask (RFC 6455 5.3).
+fn unmask_into(audio: &mut BytesMut, payload: &[u8], mask: [u8; 4]) {
+    let start = audio.len();
+    audio.extend_from_slice(payload);
+    let Some(added) = audio.get_mut(start..) else { return };
+    let [a, b, c, d] = mask;
+    let word = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    let (words, tail) = added.as_chunks_mut();
+    for chunk in words {
+        *chunk = (u64::from_ne_bytes(*chunk) ^ word).to_ne_bytes();
+    }
+    tail.iter_mut().zip([a, b, c, d, a, b, c]).for_each(|(byte, mask)| *byte ^= mask);
+}
+
+/// One timer for all sockets of a worker.
+mod pulse {
+    use super::*;
+
+    thread_local! {
+        static LOOKED_AFTER: RefCell<Vec<Weak<Intake>>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// The first one starts the pulse, and it ends with the last.
+    pub fn look_after(intake: &Rc<Intake>) {
+        let is_first = LOOKED_AFTER.with_borrow_mut(|all| {
+            all.push(Rc::downgrade(intake));
+            all.len() == 1
+        });
+        if is_first {
+            actix_rt::spawn(beat());
+        }
+    }
+
+    async fn beat() {
+        let mut ticks = tokio::time::interval(PULSE);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let now = Instant::now();
+            let idle = LOOKED_AFTER.with_borrow_mut(|all| {
+                all.retain(|intake| intake.upgrade().inspect(|intake| intake.on_pulse(now)).is_some());
+                all.is_empty()
+            });
+            if idle {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn intake() -> Rc<Intake> {
+        let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT));
+        Intake::new(PcmFormat::LIVEKIT, stats, Clock::start(), None)
+    }
+
+    #[actix_rt::test]
+    async fn payloads_of_any_length_are_unmasked() {
+        let intake = intake();
+        let mask = [0x37, 0xfa, 0x21, 0x3d];
+        let mut expected = Vec::new();
+        for length in [1, 3, 4, 7, 8, 9, 15, 16, 17, 1_920] {
+            let plain: Vec<u8> = (0..length).map(|at| (at * 7 + length) as u8).collect();
+            let masked: Vec<u8> = plain.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
+            intake.push(&masked, mask);
+            expected.extend(plain);
+        }
+        assert_eq!(intake.take().expect("audio").audio, expected);
+        assert!(intake.take().is_none());
+    }
+
+    #[actix_rt::test]
+    async fn a_batch_is_whole_after_150_ms_of_audio() {
+        let intake = intake();
+        intake.push(&[1; 28_796], [0; 4]);
+        assert!(!intake.is_full());
+        intake.push(&[1; 4], [0; 4]);
+        assert!(intake.is_full());
+        assert_eq!(intake.take().map(|batch| batch.audio.len()), Some(28_800));
+    }
+
+    #[actix_rt::test]
+    async fn a_batch_that_does_not_fill_up_wakes_its_reader() {
+        let intake = intake();
+        intake.push(&[1; 4], [0; 4]);
+        let woken = std::future::poll_fn(|context| {
+            intake.wake_later(context.waker());
+            if intake.is_due() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        });
+        tokio::time::timeout(Duration::from_secs(10), woken).await.expect("the pulse wakes");
+    }
+}

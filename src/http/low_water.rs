@@ -1,0 +1,71 @@
+//! The mark that a socket's bytes must reach before the kernel says that there is something to read.
+//!
+//! LiveKit sends a message each 10 ms. Where the mark is that of a whole batch, the server is woken once for it and reads it at once
+//! (`docs/performance.md`). But then a lone Close waits below the mark: it must fall as soon as the stream pauses.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::libc;
+use nix::sys::socket::SetSockOpt;
+
+#[derive(Debug, Clone, Copy)]
+struct ReceiveLowWater;
+
+nix::setsockopt_impl!(ReceiveLowWater, libc::SOL_SOCKET, libc::SO_RCVLOWAT, usize, nix::sys::socket::sockopt::SetUsize);
+
+/// Another handle of an accepted socket, made before it is known what will be asked on it.
+pub struct SocketHandle(Cell<Option<OwnedFd>>);
+
+impl SocketHandle {
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn of(socket: impl AsFd) -> io::Result<Self> {
+        Ok(Self(Cell::new(Some(socket.as_fd().try_clone_to_owned()?))))
+    }
+
+    /// The handle, once. It keeps the connection open for as long as it lives.
+    pub fn take(&self) -> Option<OwnedFd> {
+        self.0.take()
+    }
+}
+
+/// A socket's low-water mark, which is 1 until it is raised.
+#[derive(Debug)]
+pub struct LowWater {
+    socket: OwnedFd,
+    raised_to: usize,
+    is_raised: Cell<bool>,
+}
+
+impl LowWater {
+    /// `bytes` is the mark while it is raised.
+    pub fn new(socket: OwnedFd, bytes: usize) -> Self {
+        Self { socket, raised_to: bytes, is_raised: Cell::new(false) }
+    }
+
+    pub fn is_raised(&self) -> bool {
+        self.is_raised.get()
+    }
+
+    pub fn raise(&self) {
+        if !self.is_raised.replace(true) {
+            self.set(self.raised_to);
+        }
+    }
+
+    /// The kernel says at once that what waits below the mark can be read.
+    pub fn lower(&self) {
+        if self.is_raised.replace(false) {
+            self.set(1);
+        }
+    }
+
+    fn set(&self, bytes: usize) {
+        // A socket that takes no mark, or is gone, is read as it always was.
+        if let Err(error) = ReceiveLowWater.set(&self.socket, &bytes) {
+            log::debug!("a socket's low-water mark stays as it is bytes={bytes} error={error}");
+        }
+    }
+}
