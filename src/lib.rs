@@ -40,4 +40,5 @@ pub mod db;
 pub mod clock;
 pub mod ids;
 pub mod keys;
+pub mod metrics;
 pub mod ticket;
