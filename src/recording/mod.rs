@@ -4,6 +4,7 @@ pub mod joined;
 pub mod path;
 pub mod pipeline_log;
 pub mod repair;
+pub mod root;
 pub mod segment_file;
 pub mod segment_reader;
 pub mod syncer;
