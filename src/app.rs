@@ -1,5 +1,6 @@
 //! The composition root: builds every part, and owns the order of starting and stopping.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::actors::egress_starter::{EgressStarter, EgressStarterParams, StopStar
 use crate::actors::reconciler::{Reconciler, ReconcilerParams};
 use crate::actors::session_registry::{AttachAutopilot, SessionRegistry, StopTracks};
 use crate::actors::stats::WriteLag;
+use crate::actors::totals::Totals;
 use crate::actors::track::{Service, TrackResources};
 use crate::analysis::connection::AnalysisService;
 use crate::analysis::gate::CredentialGate;
@@ -26,16 +28,21 @@ use crate::audio::format::PcmFormat;
 use crate::config::{Config, IngestAuth, Secret};
 use crate::db::rows::{ClosedSegment, EndReason, Host, SegmentRow};
 use crate::db::{DbError, Store};
-use crate::http::health::{Health, probe_directory};
+use crate::http::health::Health;
 use crate::http::low_water::SocketHandle;
+use crate::http::metrics::{DoorCounts, register_kept};
+use crate::http::storage::{Storage, keep_measuring};
 use crate::http::{self, Doors};
 use crate::ids::{RecordingId, SegmentId, ServerId};
 use crate::keys::{self, KeptKey};
 use crate::livekit::api::{LiveKit, LiveKitAccess};
 use crate::livekit::webhook::WebhookVerifier;
+use crate::metrics::Metrics;
+use crate::recording::disk::Disk;
 use crate::recording::path::below;
 use crate::recording::pipeline_log::PipelineLog;
 use crate::recording::repair::repair;
+use crate::recording::root::Root;
 use crate::recording::segment_file::Sealed;
 use crate::recording::syncer::Syncer;
 use crate::ticket::TicketMint;
@@ -55,6 +62,9 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECTIONS_DEADLINE_SECONDS: u64 = 1;
 /// Tracks seal within their own deadlines; this one is for what hangs, so that the process ends within 10 s.
 const TRACKS_DEADLINE: Duration = Duration::from_secs(8);
+
+/// What the spool is to hold of each track when the disk stalls.
+const SPOOL_PER_TRACK: Duration = Duration::from_secs(30);
 
 /// How long the last lines of the pipeline log may take.
 const LOG_DEADLINE: Duration = Duration::from_secs(1);
@@ -93,10 +103,9 @@ pub struct Server {
 /// # Errors
 /// Whatever is in the way, with its name.
 pub async fn start(config: Config) -> Result<Server, StartError> {
-    for directory in [&config.storage.dir, &config.storage.audio_dir, &config.storage.pipeline_log_dir] {
-        let made = probe_directory(directory);
-        made.map_err(|cause| StartError::File { what: "cannot write to directory", path: directory.display().to_string(), cause })?;
-    }
+    directory(&config.storage.dir)?;
+    let root = directory(&config.storage.audio_dir)?;
+    let log_root = directory(&config.storage.pipeline_log_dir)?;
     let admin_key = key(config.secrets.admin_api_key.clone(), &config.storage.dir, ADMIN_KEY_FILE)?;
     let mint = TicketMint::new(key(config.secrets.ingest_ticket_secret.clone(), &config.storage.dir, TICKET_KEY_FILE)?);
     let store = Store::open(&config.database.url, config.database.connections).await;
@@ -108,16 +117,24 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     log::info!("database ready url={}", config.database.url.redacted());
     close_crashed(&store, &config.storage.audio_dir).await.map_err(database)?;
 
-    let pipeline_log = PipelineLog::start(&config.storage.pipeline_log_dir).map_err(StartError::Thread)?;
+    let pipeline_log = PipelineLog::start(log_root).map_err(StartError::Thread)?;
+    let metrics = Metrics::default();
+    let (disk, totals) = (disk(&config, root.clone()), Arc::new(Totals::registered(&metrics)));
+    let (budget, lag) = (Arc::new(spool(&config)), Arc::<WriteLag>::default());
+    register_kept(&metrics, &budget, &lag, &disk, &pipeline_log);
+    let storage = Arc::new(Storage::new(Arc::clone(&disk)));
+    actix_rt::spawn(keep_measuring(disk));
     let tracks = Arc::new(TrackResources {
         audio_dir: config.storage.audio_dir.clone(),
+        root,
         ingest: config.ingest.clone(),
         recording: config.recording.clone(),
         analysis: config.analysis.clone(),
         store: store.clone(),
         pipeline_log: pipeline_log.clone(),
-        lag: Arc::new(WriteLag::default()),
-        budget: Arc::new(SpoolBudget::new(config.recording.spool_total)),
+        lag,
+        totals: Arc::clone(&totals),
+        budget,
         syncer: Syncer::start().map_err(StartError::Thread)?,
         service: service(&config)?,
     });
@@ -166,7 +183,10 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         admin_key: admin_key.clone(),
         mint: mint.clone(),
         ws_base: config.ingest.ws_base.clone(),
-        health: Health::new(store.clone(), config.storage.audio_dir.clone()),
+        health: Health::new(store.clone(), Arc::clone(&storage), totals),
+        storage,
+        counts: DoorCounts::registered(&metrics),
+        metrics,
     });
     if config.ingest.auth == IngestAuth::Open {
         log::warn!("ingest.auth is \"open\": whoever reaches this server can record on it");
@@ -204,6 +224,36 @@ impl Server {
         }
         log::info!("stopped");
     }
+}
+
+/// Opens a directory that files are made in.
+fn directory(path: &Path) -> Result<Root, StartError> {
+    let error = |what| move |cause| StartError::File { what, path: path.display().to_string(), cause };
+    let root = Root::open(path).map_err(error("cannot use directory"))?;
+    match root.probe() {
+        Err(problem) if matches!(problem.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            // What is kept there can be served all the same, and there may be space again.
+            log::error!("nothing can be written for want of space directory={:?} error={problem}", root.path());
+            Ok(root)
+        }
+        probed => probed.map(|()| root).map_err(error("cannot write to directory")),
+    }
+}
+
+fn disk(config: &Config, root: Root) -> Arc<Disk> {
+    let disk = Disk::new(root, config.storage.min_free);
+    if let Err(error) = disk.measure() {
+        log::error!("the room for recordings cannot be measured error={error}");
+    }
+    Arc::new(disk)
+}
+
+/// The memory for audio that waits, in the words of whoever has to choose its size.
+fn spool(config: &Config) -> SpoolBudget {
+    let bytes = config.ingest.spool;
+    let tracks = bytes / PcmFormat::LIVEKIT.bytes_in(SPOOL_PER_TRACK);
+    log::info!("audio that waits for the disk has room for {} s of {tracks} tracks of 48 kHz stereo spool_bytes={bytes}", SPOOL_PER_TRACK.as_secs());
+    SpoolBudget::new(bytes)
 }
 
 /// Starts an actor that nothing can go on without. Its panic ends the process: every file is valid, and a restart closes the rows.

@@ -31,7 +31,7 @@ pub use self::livekit::LiveKitConfig;
 pub use self::secret::Secret;
 
 use self::reader::Reader;
-use self::value::{base_url, choice, duration, flag, origins, path, real, size, text, url, whole};
+use self::value::{base_url, choice, duration, flag, min_free, origins, path, real, size, text, url, whole};
 
 /// Read from the working directory when no file is named.
 const DEFAULT_FILE: &str = "config.toml";
@@ -95,6 +95,30 @@ pub struct StorageConfig {
     pub dir: PathBuf,
     pub audio_dir: PathBuf,
     pub pipeline_log_dir: PathBuf,
+    /// What must be free where recordings go, else new ones are refused.
+    pub min_free: MinFree,
+}
+
+/// How much of a file system new recordings leave alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MinFree {
+    /// 1 GiB, or 2 % where that is more.
+    Auto,
+    /// 0 refuses nothing.
+    Bytes(u64),
+}
+
+impl MinFree {
+    const AUTO_BYTES: u64 = 1 << 30;
+    const AUTO_SHARE: u64 = 50;
+
+    /// Of a file system of this size.
+    pub fn bytes_of(self, total_bytes: u64) -> u64 {
+        match self {
+            Self::Auto => Self::AUTO_BYTES.max(total_bytes / Self::AUTO_SHARE),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
 }
 
 /// The audio sockets, `WS /egress-audio`.
@@ -109,6 +133,8 @@ pub struct IngestConfig {
     pub stall_after: Duration,
     /// After this long without a frame the connection is closed; never shorter than `stall_after`.
     pub idle_timeout: Duration,
+    /// Audio that waits for a stalled disk, all tracks together, in bytes.
+    pub spool: u64,
 }
 
 /// Who may open an audio socket.
@@ -129,8 +155,6 @@ pub struct RecordingConfig {
     pub longest_fill: Duration,
     /// Audio that waits for a stalled disk, per track.
     pub spool_per_track: Duration,
-    /// Audio that waits for a stalled disk, all tracks together, in bytes.
-    pub spool_total: u64,
 }
 
 /// What becomes of the zeros that LiveKit sends while a track is muted.
@@ -284,6 +308,7 @@ impl StorageConfig {
             dir: reader.take("storage", "dir", &[], "storage", path),
             audio_dir: reader.take("storage", "audio_dir", &audio, "storage/egress/audio", path),
             pipeline_log_dir: reader.take("storage", "pipeline_log_dir", &logs, "storage/pipeline-logs", path),
+            min_free: reader.take("storage", "min_free", &[], "auto", min_free),
         }
     }
 }
@@ -297,6 +322,7 @@ impl IngestConfig {
             max_speed: reader.take("ingest", "max_speed", &[], "8", real(1.0..=1000.0)),
             stall_after: reader.take("ingest", "stall_after", &[], "5s", duration("1s", "60s")),
             idle_timeout: reader.take("ingest", "idle_timeout", &[], "75s", duration("5s", "1h")),
+            spool: reader.take("ingest", "spool", &[], "512MiB", size("1MiB", "64GiB")),
         }
     }
 }
@@ -309,7 +335,6 @@ impl RecordingConfig {
             segment_duration: reader.take("recording", "segment_duration", &[], "1h", duration("1s", "3h")),
             longest_fill: reader.take("recording", "longest_fill", &[], "5m", duration("1s", "1h")),
             spool_per_track: reader.take("recording", "spool_per_track", &[], "30s", duration("1s", "5m")),
-            spool_total: reader.take("recording", "spool_total", &[], "256MiB", size("1MiB", "64GiB")),
         }
     }
 }

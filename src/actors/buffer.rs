@@ -41,8 +41,8 @@ use crate::recording::wav_header::MAX_DATA_BYTES;
 const MAILBOX_CAPACITY: usize = 64;
 /// The most of a segment: one append below what a WAV file may hold.
 pub const MAX_SEGMENT_BYTES: u64 = MAX_DATA_BYTES - 2 * MAX_APPEND_BYTES;
-/// How often a full disk is tried again.
-const NO_SPACE_RETRY: Duration = Duration::from_secs(1);
+/// How often a disk that takes nothing is tried again.
+const NOT_NOW_RETRY: Duration = Duration::from_secs(1);
 
 /// Audio as it came, cut anywhere.
 #[derive(Message)]
@@ -125,7 +125,8 @@ pub struct BufferActor {
     spooled_bytes: u64,
     edge: Edge,
     segment_is_full: bool,
-    no_space: bool,
+    /// The disk takes nothing.
+    waiting: bool,
     drained: Vec<oneshot::Sender<()>>,
 }
 
@@ -152,7 +153,7 @@ impl BufferActor {
             spooled_bytes: 0,
             edge: Edge::Ready,
             segment_is_full: false,
-            no_space: false,
+            waiting: false,
             drained: Vec::new(),
         }
     }
@@ -175,7 +176,7 @@ impl BufferActor {
             self.spooled_bytes += bytes;
             Piece::Audio(audio)
         } else {
-            if self.params.stats.lost_bytes.fetch_add(bytes, Relaxed) == 0 {
+            if self.params.stats.note_lost(bytes) {
                 log::error!("audio is lost: the disk is too slow for too long; its length is kept as a hole");
             }
             Piece::Lost(bytes)
@@ -260,23 +261,28 @@ impl BufferActor {
         let error = match reply {
             Ok(Ok(Appended { segment_bytes })) => {
                 self.edge = Edge::Ready;
-                if std::mem::take(&mut self.no_space) {
-                    log::warn!("there is space for recordings again");
+                if std::mem::take(&mut self.waiting) {
+                    log::warn!("recordings can be written again");
                 }
                 self.spooled_bytes -= batch.memory_bytes;
                 self.params.budget.give_back(batch.memory_bytes);
                 self.params.stats.spooled_bytes.store(self.spooled_bytes, Relaxed);
-                self.params.stats.recorded_bytes.fetch_add(batch.pieces.iter().map(Piece::file_bytes).sum(), Relaxed);
+                self.params.stats.note_recorded(batch.pieces.iter().map(Piece::file_bytes).sum());
                 self.segment_is_full = segment_bytes >= self.params.writer.limit_bytes;
                 return self.append_next(ctx);
             }
-            Ok(Err(RecordingError::NoSpace(error))) => {
+            Ok(Err(RecordingError::NotNow { what, cause })) => {
                 // No failure of the writer: it stays, and the spool takes what comes.
-                if !std::mem::replace(&mut self.no_space, true) {
-                    log::error!("no space is left for recordings, trying again every second error={error}");
+                if !std::mem::replace(&mut self.waiting, true) {
+                    log::error!("{what}, trying again every second error={cause}");
                 }
-                ctx.run_later(NO_SPACE_RETRY, move |this, ctx| this.append(batch, ctx));
+                ctx.run_later(NOT_NOW_RETRY, move |this, ctx| this.append(batch, ctx));
                 return;
+            }
+            Ok(Err(RecordingError::TooLarge(_))) => {
+                // Nothing of the batch counts in the old file, so the next one begins with it.
+                self.edge = Edge::Waiting { again: Some(batch) };
+                return self.tell(&self.params.segment_full.clone(), SegmentFull { generation, reason: EndReason::Rotated }, ctx);
             }
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
@@ -315,6 +321,7 @@ impl Actor for BufferActor {
 
 impl Drop for BufferActor {
     fn drop(&mut self) {
+        self.params.stats.note_left_behind(self.spooled_bytes);
         self.params.budget.give_back(self.spooled_bytes);
     }
 }

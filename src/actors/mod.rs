@@ -27,5 +27,6 @@ pub mod hume_client;
 pub mod reconciler;
 pub mod session_registry;
 pub mod stats;
+pub mod totals;
 pub mod track;
 pub mod wav_writer;

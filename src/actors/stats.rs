@@ -1,18 +1,21 @@
 //! What every live track counts. Written by its actors, read without asking them: a track that hangs still shows.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::totals::{Totals, count};
 use crate::audio::format::PcmFormat;
 use crate::audio::level::{Level, peak_dbfs};
+use crate::metrics::{Histogram, HistogramSnapshot};
 
 /// The counters of one connection.
 #[derive(Debug)]
 pub struct TrackStats {
     opened: Instant,
+    totals: Arc<Totals>,
     /// What arrives.
     format: Mutex<PcmFormat>,
     /// Two channels arrive, and one is recorded.
@@ -115,9 +118,11 @@ pub struct RestartSnapshot {
 }
 
 impl TrackStats {
-    pub fn new(format: PcmFormat) -> Self {
+    /// What is counted here is counted in `totals` too.
+    pub fn new(format: PcmFormat, totals: Arc<Totals>) -> Self {
         Self {
             opened: Instant::now(),
+            totals,
             format: Mutex::new(format),
             mixed_down: false,
             format_mismatch: Mutex::default(),
@@ -177,6 +182,40 @@ impl TrackStats {
     /// Where the audio that comes next lies in what is recorded, in bytes of the arriving format: what was filled in counts.
     pub fn position_bytes(&self) -> u64 {
         self.received_bytes.load(Relaxed) + self.filled_frames.load(Relaxed) * self.format().frame_bytes()
+    }
+
+    /// Audio arrived at the track.
+    pub fn note_received(&self, bytes: u64) {
+        count(&self.received_bytes, &self.totals.received_bytes, bytes);
+    }
+
+    /// Audio is in a file.
+    pub fn note_recorded(&self, bytes: u64) {
+        count(&self.recorded_bytes, &self.totals.recorded_bytes, bytes);
+    }
+
+    /// Audio found no room. Returns whether this is the track's first.
+    pub fn note_lost(&self, bytes: u64) -> bool {
+        self.totals.lost(bytes);
+        self.lost_bytes.fetch_add(bytes, Relaxed) == 0
+    }
+
+    /// A track ended with so much that the disk had not taken.
+    pub fn note_left_behind(&self, bytes: u64) {
+        if bytes > 0 {
+            log::error!("audio is lost: its track ended before the disk took it bytes={bytes}");
+            self.note_lost(bytes);
+        }
+    }
+
+    /// A segment failed, and another follows.
+    pub fn note_writer_restart(&self) {
+        self.writer_restarts.fetch_add(1, Relaxed);
+        self.totals.writer_restarts.inc();
+    }
+
+    pub fn totals(&self) -> &Totals {
+        &self.totals
     }
 
     /// Anything came: audio, text, a ping or a pong.
@@ -242,11 +281,27 @@ impl TrackStats {
 /// Upper bounds of the classes of [`WriteLag`] in milliseconds; the last class has none.
 const LAG_BOUNDS_MS: [u64; 12] = [10, 25, 50, 75, 100, 125, 150, 200, 300, 500, 1_000, 5_000];
 
+/// Those of [`ReadStalls`].
+const STALL_BOUNDS_MS: [u64; 8] = [1, 5, 10, 50, 100, 500, 1_000, 3_000];
+
 /// How long audio took from its arrival to its place in a file: one observation per append, of its oldest frame. Of the whole process.
 #[derive(Debug, Default)]
-pub struct WriteLag {
-    classes: [AtomicU64; 12],
+pub struct WriteLag(Spans<12>);
+
+/// How long a socket was not read because its track had not taken what came before. Of the whole process.
+#[derive(Debug, Default)]
+pub struct ReadStalls(Spans<8>);
+
+/// Spans of time, counted by classes.
+#[derive(Debug, Default)]
+struct Spans<const N: usize>
+where
+    [AtomicU64; N]: Default,
+{
+    classes: [AtomicU64; N],
     beyond: AtomicU64,
+    sum_us: AtomicU64,
+    longest_us: AtomicU64,
 }
 
 /// A class of the histogram: how many appends took at most so long, and longer than the class before allows.
@@ -258,15 +313,57 @@ pub struct LagClass {
     pub count: u64,
 }
 
+impl<const N: usize> Spans<N>
+where
+    [AtomicU64; N]: Default,
+{
+    fn observe(&self, bounds: [u64; N], span: Duration) {
+        let class = bounds.iter().zip(&self.classes).find(|(bound, _)| span <= Duration::from_millis(**bound));
+        class.map_or(&self.beyond, |(_, class)| class).fetch_add(1, Relaxed);
+        let micros = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
+        self.sum_us.fetch_add(micros, Relaxed);
+        self.longest_us.fetch_max(micros, Relaxed);
+    }
+
+    fn snapshot(&self, bounds: [u64; N]) -> HistogramSnapshot {
+        let bounded = bounds.iter().zip(&self.classes).map(|(bound, class)| (Duration::from_millis(*bound).as_secs_f64(), class.load(Relaxed)));
+        let classes = bounded.chain([(f64::INFINITY, self.beyond.load(Relaxed))]).collect();
+        HistogramSnapshot { sum: Duration::from_micros(self.sum_us.load(Relaxed)).as_secs_f64(), classes }
+    }
+}
+
 impl WriteLag {
     pub fn observe(&self, lag: Duration) {
-        let class = LAG_BOUNDS_MS.iter().zip(&self.classes).find(|(bound, _)| lag <= Duration::from_millis(**bound));
-        class.map_or(&self.beyond, |(_, class)| class).fetch_add(1, Relaxed);
+        self.0.observe(LAG_BOUNDS_MS, lag);
     }
 
     pub fn snapshot(&self) -> Vec<LagClass> {
-        let bounded = LAG_BOUNDS_MS.iter().zip(&self.classes).map(|(bound, class)| LagClass { at_most_ms: Some(*bound), count: class.load(Relaxed) });
-        bounded.chain([LagClass { at_most_ms: None, count: self.beyond.load(Relaxed) }]).collect()
+        let bounded = LAG_BOUNDS_MS.iter().zip(&self.0.classes).map(|(bound, class)| (Some(*bound), class));
+        let all = bounded.chain([(None, &self.0.beyond)]);
+        all.map(|(at_most_ms, class)| LagClass { at_most_ms, count: class.load(Relaxed) }).collect()
+    }
+}
+
+impl ReadStalls {
+    pub fn observe(&self, stall: Duration) {
+        self.0.observe(STALL_BOUNDS_MS, stall);
+    }
+
+    /// Of all since the start.
+    pub fn longest(&self) -> Duration {
+        Duration::from_micros(self.0.longest_us.load(Relaxed))
+    }
+}
+
+impl Histogram for WriteLag {
+    fn snapshot(&self) -> HistogramSnapshot {
+        self.0.snapshot(LAG_BOUNDS_MS)
+    }
+}
+
+impl Histogram for ReadStalls {
+    fn snapshot(&self) -> HistogramSnapshot {
+        self.0.snapshot(STALL_BOUNDS_MS)
     }
 }
 

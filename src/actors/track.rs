@@ -30,6 +30,7 @@ use super::buffer::budget::SpoolBudget;
 use super::buffer::{PushAudio, SetMuted, SettleFormat};
 use super::session_registry::{ConnectionId, TrackEnded, TrackEnding};
 use super::stats::{TrackStats, WriteLag};
+use super::totals::Totals;
 use super::wav_writer::CorrectFormat;
 use crate::analysis::connection::AnalysisService;
 use crate::audio::format::PcmFormat;
@@ -41,6 +42,7 @@ use crate::db::Store;
 use crate::db::rows::{EndReason, MuteSpan, TrackFacts};
 use crate::ids::{SegmentId, TicketId};
 use crate::recording::pipeline_log::PipelineLog;
+use crate::recording::root::Root;
 use crate::recording::syncer::Syncer;
 
 /// 6 s of batches.
@@ -118,12 +120,15 @@ pub struct SegmentFull {
 /// What all tracks share.
 pub struct TrackResources {
     pub audio_dir: PathBuf,
+    /// The same, opened: where files are made and read.
+    pub root: Root,
     pub ingest: IngestConfig,
     pub recording: RecordingConfig,
     pub analysis: AnalysisConfig,
     pub store: Store,
     pub pipeline_log: PipelineLog,
     pub lag: Arc<WriteLag>,
+    pub totals: Arc<Totals>,
     pub budget: Arc<SpoolBudget>,
     pub syncer: Syncer,
     pub service: Service,
@@ -208,8 +213,11 @@ impl TrackActor {
             params,
         };
         let running = actix_rt::spawn(context.into_future(track));
+        stats.totals().live_tracks.inc();
         actix_rt::spawn(async move {
-            if let Err(error) = running.await {
+            let outcome = running.await;
+            stats.totals().live_tracks.dec();
+            if let Err(error) = outcome {
                 log::error!("a track failed connection={connection} error={error}");
                 stats.draining.store(true, Relaxed);
                 if let Err(error) = registry.send(TrackEnded { connection }).await {
@@ -315,7 +323,7 @@ impl Handler<AudioArrived> for TrackActor {
         if self.phase != Phase::Streaming {
             return;
         }
-        self.params.stats.received_bytes.fetch_add(bytes, Relaxed);
+        self.params.stats.note_received(bytes);
         let settled = self.judge(Instant::now(), bytes);
         let Some(children) = &self.children else { return };
         if let Some(format) = settled.filter(|format| *format != self.params.format) {

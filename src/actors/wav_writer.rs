@@ -4,7 +4,6 @@
 //! Full: `BufferActor` keeps one append in flight and holds the rest. Dies: `TrackActor` opens the next segment; the file stays valid.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,6 +18,7 @@ use crate::clock::Clock;
 use crate::db::rows::{ClosedSegment, EndReason, Gap, GapReason};
 use crate::ids::SegmentId;
 use crate::recording::path::SegmentName;
+use crate::recording::root::Root;
 use crate::recording::segment_file::{Piece, Sealed, SegmentFile};
 use crate::recording::syncer::Syncer;
 
@@ -28,8 +28,12 @@ const MAILBOX_CAPACITY: usize = 16;
 /// Why audio did not reach the file.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordingError {
-    #[error("no space is left for recordings: {0}")]
-    NoSpace(io::Error),
+    /// The disk takes nothing now and may later: no failure of the writer, which is as it was and can be asked again.
+    #[error("{what}: {cause}")]
+    NotNow { what: &'static str, cause: io::Error },
+    /// The file is as long as the system lets files be: the next segment goes on.
+    #[error("the segment has the length of its limit: {0}")]
+    TooLarge(io::Error),
     #[error("a recording cannot be written: {0}")]
     Io(#[from] io::Error),
     #[error("a sync of the file failed: what the disk holds of it is not known")]
@@ -41,9 +45,28 @@ pub enum RecordingError {
 }
 
 impl RecordingError {
+    const PASSING: [(io::ErrorKind, &'static str); 4] = [
+        (io::ErrorKind::StorageFull, "no space is left for recordings"),
+        (io::ErrorKind::QuotaExceeded, "the quota for recordings is used up"),
+        (io::ErrorKind::ReadOnlyFilesystem, "the file system of recordings is read-only"),
+        (io::ErrorKind::PermissionDenied, "recordings may not be written"),
+    ];
+
     fn of(error: io::Error) -> Self {
-        let no_space = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        if no_space { Self::NoSpace(error) } else { Self::Io(error) }
+        let passing = Self::PASSING.iter().find(|(kind, _)| *kind == error.kind());
+        match passing {
+            Some((_, what)) => Self::NotNow { what, cause: error },
+            None if error.kind() == io::ErrorKind::FileTooLarge => Self::TooLarge(error),
+            None => Self::Io(error),
+        }
+    }
+
+    /// There is no file yet, so whatever is in the way, nothing is lost by trying again.
+    fn of_first(error: io::Error) -> Self {
+        match Self::of(error) {
+            Self::TooLarge(cause) | Self::Io(cause) => Self::NotNow { what: "a segment cannot be begun", cause },
+            other @ (Self::NotNow { .. } | Self::Suspect | Self::SegmentClosed | Self::WriterLost) => other,
+        }
     }
 }
 
@@ -78,7 +101,7 @@ pub struct FinishSegment {
 /// What a writer is made with.
 pub struct WavWriterParams {
     pub id: SegmentId,
-    pub audio_dir: PathBuf,
+    pub root: Root,
     pub name: SegmentName,
     pub format: PcmFormat,
     pub rows: RowLog,
@@ -179,10 +202,10 @@ impl Handler<AppendAudio> for WavWriterActor {
                 return AtomicResponse::new(Box::pin(async { Err(RecordingError::SegmentClosed) }.into_actor(self)));
             }
         };
-        let (audio_dir, name, format) = (self.params.audio_dir.clone(), self.params.name.clone(), self.params.format);
+        let (root, name, format) = (self.params.root.clone(), self.params.name.clone(), self.params.format);
         let (pieces, arrived_at, syncer) = (Arc::clone(&msg.pieces), msg.arrived_at, self.params.syncer.clone());
         let write = spawn_blocking(move || match file {
-            None => match SegmentFile::create(&audio_dir, &name, arrived_at, format, &pieces, &syncer) {
+            None => match SegmentFile::create(&root, &name, arrived_at, format, &pieces, &syncer) {
                 Ok(file) => (Some(file), Ok(true)),
                 Err(error) => (None, Err(error)),
             },
@@ -205,8 +228,9 @@ impl Handler<AppendAudio> for WavWriterActor {
                     started_at: msg.arrived_at,
                 });
             }
+            let error = if file.is_some() { RecordingError::of } else { RecordingError::of_first };
             this.state = file.map_or(State::Empty, State::Open);
-            outcome.map_err(RecordingError::of)?;
+            outcome.map_err(error)?;
             let appended: u64 = msg.pieces.iter().map(Piece::file_bytes).sum();
             this.note_gaps(&msg.pieces, bytes - appended);
             this.params.lag.observe(msg.arrived.elapsed());

@@ -8,9 +8,10 @@ use super::{ConfigArg, environment, start_logging};
 use crate::app::{ADMIN_KEY_FILE, TICKET_KEY_FILE};
 use crate::config::{Config, DatabaseUrl, IngestAuth, Secret};
 use crate::db::{DbError, Store};
-use crate::http::health::probe_directory;
 use crate::keys;
 use crate::livekit::api::{LiveKit, LiveKitAccess};
+use crate::recording::disk::Disk;
+use crate::recording::root::Root;
 
 /// How long LiveKit may take to list its rooms.
 const LIVEKIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,12 +51,13 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     {
         findings.push((
             name,
-            match probe_directory(directory) {
+            match Root::open(directory).and_then(|root| root.probe()) {
                 Ok(()) => Finding::Fine(format!("{} can be written", directory.display())),
                 Err(error) => Finding::Fault(format!("{} cannot be written: {error}", directory.display())),
             },
         ));
     }
+    findings.push(("space", space(&config)));
     findings.push(("admin key", key(config.secrets.admin_api_key.as_ref(), "ADMIN_API_KEY", &config, ADMIN_KEY_FILE)));
     findings.push(("ticket key", key(config.secrets.ingest_ticket_secret.as_ref(), "INGEST_TICKET_SECRET", &config, TICKET_KEY_FILE)));
     findings.push((
@@ -101,7 +103,7 @@ async fn database(url: &DatabaseUrl) -> Finding {
         && !path.exists()
     {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        return match probe_directory(parent) {
+        return match Root::open(parent).and_then(|root| root.probe()) {
             Ok(()) => Finding::Fine(format!("{name} does not exist yet; it is made at the first start")),
             Err(error) => Finding::Fault(format!("{name} does not exist and cannot be made: {error}")),
         };
@@ -119,6 +121,15 @@ async fn database(url: &DatabaseUrl) -> Finding {
 /// Nothing is migrated by it: the database is up to date.
 async fn takes_writes(url: &DatabaseUrl) -> Result<(), DbError> {
     Store::open(url, 1).await?.probe().await
+}
+
+/// Whether a recording would be begun, by the room that there is.
+fn space(config: &Config) -> Finding {
+    match Root::open(&config.storage.audio_dir).and_then(|root| Disk::new(root, config.storage.min_free).measure()) {
+        Ok(space) if space.is_low() => Finding::Fault(format!("{space}: recordings would be refused")),
+        Ok(space) => Finding::Fine(space.to_string()),
+        Err(error) => Finding::Fault(format!("it cannot be measured: {error}")),
+    }
 }
 
 fn key(set: Option<&Secret>, variable: &str, config: &Config, file: &str) -> Finding {

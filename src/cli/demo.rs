@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::egress_sender::EgressSender;
 use super::replay::progress_bar;
-use super::serve::{Signals, until_told};
+use super::serve::{Signals, keep_files_private, until_told};
 use super::speech::livekit_pcm;
 use super::{ConfigArg, environment, start_logging};
 use crate::app::{self, ADMIN_KEY_FILE, Server};
@@ -65,6 +65,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let has_own_key = config.secrets.admin_api_key.is_none();
     let (audio_dir, log_dir) = (config.storage.audio_dir.clone(), config.storage.pipeline_log_dir.clone());
 
+    keep_files_private();
     let mut signals = Signals::listen()?;
     let server = app::start(config).await?;
     let base = format!("localhost:{}", server.address.port());

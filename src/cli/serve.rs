@@ -16,6 +16,7 @@ pub struct ServeArgs {
 pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     raise_file_limit();
+    keep_files_private();
     let mut signals = Signals::listen()?;
     let server = app::start(config).await?;
     until_told(server, &mut signals).await;
@@ -29,6 +30,15 @@ fn raise_file_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         log::warn!("the limit of open files stays as it is limit={:?} error={error}", limit.current);
     }
+}
+
+/// What is made is for its owner, and for its group to read, whatever the shell allows: the database makes its files itself.
+pub fn keep_files_private() {
+    use rustix::fs::Mode;
+    use rustix::process::umask;
+    let private = Mode::from_raw_mode(0o027);
+    let own = umask(private);
+    umask(own | private);
 }
 
 /// Serves until a signal, and then stops; a second signal ends the process at once, which every recording survives.

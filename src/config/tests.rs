@@ -204,10 +204,11 @@ fn both_ends_of_a_range_are_in_range_and_one_step_further_is_not() {
         ("ingest.max_speed", ["1", "1000.0"], ["0.999", "1000.1"]),
         ("ingest.stall_after", ["'1s'", "'60s'"], ["'999ms'", "'60001ms'"]),
         ("ingest.idle_timeout", ["'5s'", "'1h'"], ["'4999ms'", "'3601s'"]),
+        ("ingest.spool", ["'1MiB'", "'64GiB'"], ["'1048575B'", "'65GiB'"]),
+        ("storage.min_free", ["'1B'", "'1PiB'"], ["'0B'", "'1025TiB'"]),
         ("recording.segment_duration", ["'1s'", "'3h'"], ["'999ms'", "'10801s'"]),
         ("recording.longest_fill", ["'1s'", "'1h'"], ["'999ms'", "'61m'"]),
         ("recording.spool_per_track", ["'1s'", "'5m'"], ["'999ms'", "'301s'"]),
-        ("recording.spool_total", ["'1MiB'", "'64GiB'"], ["'1048575B'", "'65GiB'"]),
         ("analysis.group_seconds", ["0.1", "30"], ["0.09", "nan"]),
         ("analysis.group_bytes", ["'4KiB'", "'64MiB'"], ["'4095B'", "'65MiB'"]),
         ("hume.queue", ["'1s'", "'10m'"], ["'999ms'", "'601s'"]),
@@ -244,6 +245,20 @@ fn a_value_of_another_type_is_told_what_was_expected() {
         &[("LIVE_MEETING__HTTP__CORS_ORIGINS", "https://a")],
         "http.cors_origins (from LIVE_MEETING__HTTP__CORS_ORIGINS): cannot come from the environment, expected a list in the file",
     );
+}
+
+#[test]
+fn what_must_be_free_is_a_size_or_a_word() {
+    let min_free = |word: &str| read(&format!("storage.min_free = {word:?}"), &[]).map(|config| config.storage.min_free);
+    let cases = [("auto", MinFree::Auto), ("0", MinFree::Bytes(0)), ("2MiB", MinFree::Bytes(2 << 20)), ("10 GB", MinFree::Bytes(10_000_000_000))];
+    for (word, expected) in cases {
+        assert_eq!(min_free(word).unwrap(), expected, "{word}");
+    }
+    for unclear in ["Auto", "00", "5", "2 %", ""] {
+        assert!(min_free(unclear).is_err(), "{unclear}");
+    }
+    let [small, large] = [64 << 20, 100 << 40].map(|total| MinFree::Auto.bytes_of(total));
+    assert_eq!((small, large), (1 << 30, 2 << 40));
 }
 
 #[test]

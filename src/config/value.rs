@@ -12,6 +12,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use toml::Value;
 
+use super::MinFree;
+
 const ORIGINS: &str = "origins as browsers send them: scheme://host or scheme://host:port in lower case, without path, \
                        user, default port or \"*\"";
 
@@ -126,6 +128,20 @@ pub(super) fn duration(from: &'static str, to: &'static str) -> impl Fn(&Raw) ->
 pub(super) fn size(from: &'static str, to: &'static str) -> impl Fn(&Raw) -> Result<u64, String> {
     let read = |text: &str| text.parse::<ByteSize>().ok().map(|size| size.as_u64());
     measure("a size", from, to, read)
+}
+
+/// A size, or one of the two words that are none.
+pub(super) fn min_free(raw: &Raw) -> Result<MinFree, String> {
+    const EXPECTED: &str = "a size from 1B to 1PiB, with its unit and in quotes, or \"auto\", or \"0\"";
+    match raw.text(EXPECTED)? {
+        "auto" => Ok(MinFree::Auto),
+        "0" => Ok(MinFree::Bytes(0)),
+        text => {
+            let size = text.parse::<ByteSize>().ok().filter(|_| !text.ends_with(|c: char| c.is_ascii_digit())).map(|size| size.as_u64());
+            let bytes = size.ok_or_else(|| raw.unreadable(EXPECTED))?;
+            Some(bytes).filter(|bytes| (1..=1 << 50).contains(bytes)).map(MinFree::Bytes).ok_or_else(|| raw.out_of_range(EXPECTED))
+        }
+    }
 }
 
 fn measure<T: PartialOrd>(what: &str, from: &str, to: &str, read: impl Fn(&str) -> Option<T>) -> impl Fn(&Raw) -> Result<T, String> {

@@ -6,10 +6,9 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use actix_rt::task::spawn_blocking;
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actix_web_actors::ws::{self, CloseCode, CloseReason, Message, ProtocolError, WebsocketContext};
@@ -19,7 +18,6 @@ use tokio::sync::oneshot;
 
 use super::Doors;
 use super::error::{ApiError, ErrorCode};
-use super::health::probe_directory;
 use super::ingest_query::{IngestQuery, is_livekit};
 use super::intake::Intake;
 use super::low_water::SocketHandle;
@@ -39,8 +37,6 @@ use crate::ticket::TicketKind;
 
 /// How long the upgrade waits for the database: LiveKit holds 2 s of audio before it drops some (`docs/FACTS.md`, egress socket).
 const ADMISSION_DEADLINE: Duration = Duration::from_millis(100);
-/// How long the audio directory may take to show that it can be written.
-const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 /// How long what waits in the kernel may take to come, when a connection is to give all it has.
 const LAST_READ: Duration = Duration::from_millis(20);
 /// Of one binary message, also in fragments: OWASP's bound for WebSockets. LiveKit sends 1,920 bytes.
@@ -56,7 +52,10 @@ const BURST_SECONDS: f64 = 10.0;
 pub async fn egress_audio(request: HttpRequest, payload: web::Payload, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
     let peer = request.peer_addr().map_or_else(|| "unknown".to_owned(), |address| address.ip().to_string());
     // LiveKit throws the answer away (`docs/FACTS.md`, egress socket): this line is all that tells why.
-    open(request, payload, &peer, doors).await.inspect_err(|error| log::warn!("a connection is refused peer={peer} problem={error}"))
+    open(request, payload, &peer, doors.clone()).await.inspect_err(|error| {
+        doors.counts.refused_connections.of(error.code().as_str()).inc();
+        log::warn!("a connection is refused peer={peer} problem={error}");
+    })
 }
 
 async fn open(request: HttpRequest, payload: web::Payload, peer: &str, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
@@ -68,20 +67,9 @@ async fn open(request: HttpRequest, payload: web::Payload, peer: &str, doors: we
     let (format, from_livekit) = (query.format(content_type), is_livekit(content_type));
 
     let meeting = admit(&query, ticket.as_ref().map(|(id, _)| id.clone()), &doors).await?;
-    let audio_dir = doors.tracks.audio_dir.clone();
-    let probed = tokio::time::timeout(PROBE_DEADLINE, spawn_blocking(move || probe_directory(&audio_dir))).await;
-    let problem = match probed {
-        Ok(Ok(Ok(()))) => None,
-        Ok(Ok(Err(error))) => Some(error.to_string()),
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some(format!("no answer within {} s", PROBE_DEADLINE.as_secs())),
-    };
-    if let Some(problem) = problem {
-        log::error!("a connection is refused: the audio directory cannot be written problem={problem:?}");
-        return Err(ApiError::new(ErrorCode::StorageUnavailable, "recordings cannot be written now"));
-    }
+    storage_is_ready(&doors).await?;
     let identity = TrackIdentity { meeting, room: query.room, participant: query.participant, track: query.track };
-    let stats = TrackStats::new(format);
+    let stats = TrackStats::new(format, Arc::clone(&doors.tracks.totals));
     let stats = Arc::new(match query.mix {
         Some(Mix::Mono) if format.channels == 2 => stats.mixed_down(),
         Some(Mix::Mono) | None => stats,
@@ -161,6 +149,18 @@ async fn admit(query: &IngestQuery, ticket: Option<TicketId>, doors: &Doors) -> 
     Ok(query.meeting.clone().or(active).unwrap_or_else(|| MeetingId::new(query.room.as_str())))
 }
 
+/// Whether a recording can be begun.
+async fn storage_is_ready(doors: &Doors) -> Result<(), ApiError> {
+    if let Some(space) = doors.storage.disk().space().filter(|space| space.is_low()) {
+        return Err(ApiError::new(ErrorCode::StorageLow, format!("no new recording is begun: {space}")));
+    }
+    if let Some(problem) = doors.storage.look().await.problem {
+        log::error!("a connection is refused: the audio directory cannot be written problem={problem:?}");
+        return Err(ApiError::new(ErrorCode::StorageUnavailable, "recordings cannot be written now"));
+    }
+    Ok(())
+}
+
 fn guard_limits(format: PcmFormat, from_livekit: bool, max_speed: f64) -> GuardLimits {
     // A mono declaration of LiveKit may turn out to be stereo.
     let byte_rate = if from_livekit { format.byte_rate().max(PcmFormat::LIVEKIT.byte_rate()) } else { format.byte_rate() };
@@ -222,13 +222,14 @@ impl EgressSocket {
             Err(SendError::Full(message)) => {
                 // Sent from a task of its own: one that belonged to this actor would be lost with it.
                 let (track, (done, taken)) = (self.track.clone(), oneshot::channel());
+                let full = Instant::now();
                 actix_rt::spawn(async move {
                     if let Err(error) = track.send(message).await {
                         log::error!("a track ended under its audio error={error}");
                     }
                     done.send(()).ok();
                 });
-                ctx.wait(taken.into_actor(self).map(|_, _, _| ()));
+                ctx.wait(taken.into_actor(self).map(move |_, this, _| this.stats.totals().read_stalls.observe(full.elapsed())));
             }
             Err(SendError::Closed(_)) => {
                 // A track that ends says so by CloseSocket first: this one died.

@@ -28,6 +28,8 @@ pub enum ErrorCode {
     PreconditionFailed,
     RangeNotSatisfiable,
     StorageUnavailable,
+    /// Less is free than `storage.min_free` asks for.
+    StorageLow,
     DatabaseUnavailable,
     ShuttingDown,
     Internal,
@@ -45,6 +47,7 @@ impl ErrorCode {
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::StorageLow => StatusCode::INSUFFICIENT_STORAGE,
             // The response adds Retry-After.
             Self::BodyIncomplete | Self::StorageUnavailable | Self::DatabaseUnavailable | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -68,6 +71,7 @@ impl ErrorCode {
             Self::PreconditionFailed => "preconditionFailed",
             Self::RangeNotSatisfiable => "rangeNotSatisfiable",
             Self::StorageUnavailable => "storageUnavailable",
+            Self::StorageLow => "storageLow",
             Self::DatabaseUnavailable => "databaseUnavailable",
             Self::ShuttingDown => "shuttingDown",
             Self::Internal => "internal",
@@ -87,6 +91,10 @@ pub struct ApiError {
 impl ApiError {
     pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
         Self { code, detail: detail.into(), more: Map::new() }
+    }
+
+    pub fn code(&self) -> ErrorCode {
+        self.code
     }
 
     /// Adds a member to the document.
@@ -132,7 +140,7 @@ impl ResponseError for ApiError {
         let mut response = HttpResponse::build(status);
         response.content_type("application/problem+json");
         match status {
-            StatusCode::SERVICE_UNAVAILABLE => response.insert_header((header::RETRY_AFTER, "2")),
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE => response.insert_header((header::RETRY_AFTER, "2")),
             StatusCode::UNAUTHORIZED => response.insert_header((header::WWW_AUTHENTICATE, "Bearer")),
             _ => &mut response,
         };

@@ -1,9 +1,8 @@
 //! Is the server able to do its work?
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix_rt::task::spawn_blocking;
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 use chrono::{SecondsFormat, Utc};
@@ -11,6 +10,8 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::Doors;
+use super::storage::Storage;
+use crate::actors::totals::Totals;
 use crate::db::Store;
 
 /// How long each part may take to answer.
@@ -38,13 +39,14 @@ pub async fn health(doors: web::Data<Doors>) -> HttpResponse {
 /// Looks at the parts, one look at a time.
 pub struct Health {
     store: Store,
-    audio_dir: PathBuf,
+    storage: Arc<Storage>,
+    totals: Arc<Totals>,
     last: Mutex<Option<(Instant, Vec<String>)>>,
 }
 
 impl Health {
-    pub fn new(store: Store, audio_dir: PathBuf) -> Self {
-        Self { store, audio_dir, last: Mutex::default() }
+    pub fn new(store: Store, storage: Arc<Storage>, totals: Arc<Totals>) -> Self {
+        Self { store, storage, totals, last: Mutex::default() }
     }
 
     /// What keeps the server from its work; nothing when it is healthy.
@@ -55,8 +57,12 @@ impl Health {
         {
             return reasons.clone();
         }
-        let (database, directory) = tokio::join!(self.database(), self.directory());
-        let reasons: Vec<String> = [database, directory].into_iter().flatten().collect();
+        let (database, look) = tokio::join!(self.database(), self.storage.look());
+        let directory = look.problem.or(look.moved).map(|problem| format!("audio directory: {problem}"));
+        let space = self.storage.disk().space().filter(|space| space.is_low());
+        let space = space.map(|space| format!("space: {space}; new recordings are refused"));
+        let loss = self.totals.is_losing_audio().then(|| "audio: it is being lost, the spool is full".to_owned());
+        let reasons: Vec<String> = [database, directory, space, loss].into_iter().flatten().collect();
         *last = Some((Instant::now(), reasons.clone()));
         reasons
     }
@@ -68,25 +74,4 @@ impl Health {
             Err(_) => Some(format!("database: it takes no writes (no answer within {} s)", DEADLINE.as_secs())),
         }
     }
-
-    async fn directory(&self) -> Option<String> {
-        let directory = self.audio_dir.clone();
-        match tokio::time::timeout(DEADLINE, spawn_blocking(move || probe_directory(&directory))).await {
-            Ok(Ok(Ok(()))) => None,
-            Ok(Ok(Err(error))) => Some(format!("audio directory: {error}")),
-            Ok(Err(error)) => Some(format!("audio directory: {error}")),
-            Err(_) => Some(format!("audio directory: no answer within {} s", DEADLINE.as_secs())),
-        }
-    }
-}
-
-/// Finds out whether a file can be made in a directory, which is made too if need be.
-///
-/// # Errors
-/// What the file system says.
-pub fn probe_directory(directory: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(directory)?;
-    let probe = directory.join(format!(".probe-{}", uuid::Uuid::new_v4().simple()));
-    std::fs::write(&probe, b"")?;
-    std::fs::remove_file(&probe)
 }

@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     fn intake() -> Rc<Intake> {
-        let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT));
+        let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT, Arc::default()));
         Intake::new(PcmFormat::LIVEKIT, stats, Clock::start(), None)
     }
 

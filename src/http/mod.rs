@@ -9,6 +9,8 @@ pub mod health;
 mod ingest_query;
 mod intake;
 pub mod low_water;
+pub mod metrics;
+pub mod storage;
 mod webhook;
 pub mod ws_guard;
 
@@ -22,12 +24,15 @@ use actix_web::{Resource, web};
 
 use self::error::{ApiError, ErrorCode};
 use self::health::Health;
+use self::metrics::DoorCounts;
+use self::storage::Storage;
 use crate::actors::egress_starter::EgressStarter;
 use crate::actors::reconciler::Reconciler;
 use crate::actors::session_registry::SessionRegistry;
 use crate::actors::track::TrackResources;
 use crate::config::{HttpConfig, Secret};
 use crate::livekit::webhook::WebhookVerifier;
+use crate::metrics::Metrics;
 use crate::ticket::TicketMint;
 
 /// What the handlers share.
@@ -44,6 +49,9 @@ pub struct Doors {
     /// What LiveKit's egress reaches this server by, such as `ws://10.0.0.5:3001`.
     pub ws_base: Option<String>,
     pub health: Health,
+    pub storage: Arc<Storage>,
+    pub metrics: Metrics,
+    pub counts: DoorCounts,
 }
 
 /// Every route.
@@ -57,6 +65,7 @@ pub fn routes(config: &mut web::ServiceConfig, http: &HttpConfig) {
         .service(resource("/livekit/webhook").route(web::post().to(webhook::receive)))
         .service(resource("/egress-audio").route(web::get().to(egress_socket::egress_audio)))
         // operators
+        .service(resource("/metrics").route(web::get().to(metrics::show)).wrap(from_fn(auth::require_admin)))
         .service(
             web::scope("/api/v1").configure(api::routes).default_service(web::to(no_such_page)).wrap(from_fn(auth::require_admin)).wrap(cors(http)),
         )

@@ -21,6 +21,12 @@ const BODY_DEADLINE: Duration = Duration::from_secs(5);
 const COMMIT_DEADLINE: Duration = Duration::from_secs(4);
 
 pub async fn receive(request: HttpRequest, payload: web::Payload, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
+    let answer = keep(request, payload, &doors).await;
+    doors.counts.webhooks.of(answer.as_ref().map_or_else(|error| error.code().as_str(), |_| "kept")).inc();
+    answer
+}
+
+async fn keep(request: HttpRequest, payload: web::Payload, doors: &Doors) -> Result<HttpResponse, ApiError> {
     let body = body::read(&request, payload, MAX_BYTES, BODY_DEADLINE).await.map_err(|error| match error {
         BodyError::TooLarge => ApiError::new(ErrorCode::PayloadTooLarge, format!("a webhook may have at most {MAX_BYTES} bytes")),
         BodyError::TooSlow | BodyError::Broken => ApiError::new(ErrorCode::BodyIncomplete, "the body did not arrive whole in time"),

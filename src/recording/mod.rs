@@ -1,5 +1,6 @@
 //! Bytes to disk: names that no sender can abuse, and files that are valid WAV at every instant.
 
+pub mod disk;
 pub mod joined;
 pub mod path;
 pub mod pipeline_log;

@@ -3,10 +3,9 @@
 //! One thread writes for all tracks, so lines never mix. Its queue is bounded: a disk that stands still costs lines, never audio.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -15,6 +14,7 @@ use std::thread::JoinHandle;
 use chrono::{SecondsFormat, Utc};
 
 use super::path::safe_part;
+use super::root::Root;
 use crate::audio::window::Group;
 
 /// Lines that wait for the disk.
@@ -62,9 +62,8 @@ impl PipelineLog {
     ///
     /// # Errors
     /// When the machine has no thread left.
-    pub fn start(directory: &Path) -> std::io::Result<Self> {
+    pub fn start(directory: Root) -> std::io::Result<Self> {
         let (lines, received) = sync_channel(QUEUE);
-        let directory = directory.to_owned();
         let thread = std::thread::Builder::new().name("pipeline-log".to_owned()).spawn(move || write_all(&directory, &received))?;
         Ok(Self { lines, lost: Arc::default(), thread: Arc::new(Mutex::new(Some(thread))) })
     }
@@ -118,14 +117,14 @@ impl TrackLog {
     }
 }
 
-fn write_all(directory: &Path, lines: &Receiver<Line>) {
+fn write_all(directory: &Root, lines: &Receiver<Line>) {
     let mut files: HashMap<String, File> = HashMap::new();
     let mut failing = false;
     while let Ok(Line::Write(meeting, line)) = lines.recv() {
         let written = file(directory, &mut files, &meeting).and_then(|mut file| file.write_all(line.as_bytes()));
         match (written, failing) {
             (Err(error), false) => {
-                log::warn!("cannot write the pipeline log directory={directory:?} error={error}");
+                log::warn!("cannot write the pipeline log directory={:?} error={error}", directory.path());
                 failing = true;
             }
             (Err(_), true) => {}
@@ -134,15 +133,14 @@ fn write_all(directory: &Path, lines: &Receiver<Line>) {
     }
 }
 
-fn file<'a>(directory: &Path, files: &'a mut HashMap<String, File>, meeting: &str) -> std::io::Result<&'a File> {
+fn file<'a>(directory: &Root, files: &'a mut HashMap<String, File>, meeting: &str) -> std::io::Result<&'a File> {
     if files.len() >= OPEN_FILES && !files.contains_key(meeting) {
         files.clear();
     }
     match files.entry(meeting.to_owned()) {
         std::collections::hash_map::Entry::Occupied(open) => Ok(open.into_mut()),
         std::collections::hash_map::Entry::Vacant(vacant) => {
-            let path: PathBuf = directory.join(format!("{meeting}.log"));
-            let opened = OpenOptions::new().create(true).append(true).mode(0o640).open(path)?;
+            let opened = directory.open_to_append(Path::new(&format!("{meeting}.log")))?;
             Ok(vacant.insert(opened))
         }
     }
@@ -160,7 +158,7 @@ mod tests {
     #[test]
     fn every_group_has_its_line_in_its_meetings_file() {
         let dir = tempfile::tempdir().expect("a directory");
-        let log = PipelineLog::start(dir.path()).expect("a thread");
+        let log = PipelineLog::start(Root::open(dir.path()).expect("a root")).expect("a thread");
         let track = log.of_track("RM_1", Some("ana \"x\"\n"), None);
         track.append(&group(1), &Fate::Sent);
         track.append(&group(2), &Fate::Skipped("HUME_API_KEY is missing"));

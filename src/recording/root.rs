@@ -35,7 +35,7 @@ struct Inner {
 
 /// An open directory beneath a [`Root`]. Names in it are single ones.
 #[derive(Debug)]
-pub struct Directory(File);
+pub struct Directory(Arc<File>);
 
 impl Root {
     /// Opens the directory, and makes it if it is missing.
@@ -92,7 +92,7 @@ impl Root {
     /// # Errors
     /// As [`Root::open_file`].
     pub fn directory(&self, relative: &Path) -> io::Result<Directory> {
-        self.at_root(|root| open_beneath(root, relative, OFlags::RDONLY | OFlags::DIRECTORY)).map(Directory)
+        self.at_root(|root| open_beneath(root, relative, OFlags::RDONLY | OFlags::DIRECTORY)).map(|directory| Directory(Arc::new(directory)))
     }
 
     /// Opens a directory, and makes what is missing of it. A new one is on the disk, by its name, when this returns.
@@ -104,7 +104,7 @@ impl Root {
             Err(error) if error.kind() == io::ErrorKind::NotFound => make_steps(root, relative),
             outcome => outcome,
         })
-        .map(Directory)
+        .map(|directory| Directory(Arc::new(directory)))
     }
 
     /// Finds out whether a recording could be begun: makes a file, writes to it, and removes it.
@@ -114,7 +114,7 @@ impl Root {
     pub fn probe(&self) -> io::Result<()> {
         use std::io::Write;
         self.at_root(|root| {
-            let directory = Directory(root.try_clone()?);
+            let directory = Directory(Arc::new(root.try_clone()?));
             let name = format!(".probe-{}", uuid::Uuid::new_v4().simple());
             let written = directory.create_new(&name)?.write_all(&PROBE);
             directory.remove(&name)?;
@@ -217,6 +217,11 @@ impl Directory {
     /// What the file system says.
     pub fn sync(&self) -> io::Result<()> {
         self.0.sync_all()
+    }
+
+    /// The directory as a file that can be synced.
+    pub fn handle(&self) -> Arc<File> {
+        Arc::clone(&self.0)
     }
 }
 

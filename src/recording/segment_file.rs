@@ -6,9 +6,9 @@
 //!
 //! A 4 KiB block of the file that holds only zeros is never written: it reads as the silence it is, and costs no disk.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::path::SegmentName;
+use super::root::{Directory, Root};
 use super::syncer::{Syncer, Watched};
 use super::wav_header::{self, HEADER_BYTES};
 use crate::audio::format::PcmFormat;
@@ -63,7 +64,8 @@ pub struct Sealed {
 pub struct SegmentFile {
     file: Arc<File>,
     watched: Watched,
-    directory: PathBuf,
+    /// The meeting's.
+    directory: Directory,
     /// Relative to the audio directory.
     relative: PathBuf,
     format: PcmFormat,
@@ -80,25 +82,16 @@ impl SegmentFile {
     ///
     /// # Errors
     /// Whatever the file system says; no file is left under the name then.
-    pub fn create(
-        audio_dir: &Path,
-        name: &SegmentName,
-        time: DateTime<Utc>,
-        format: PcmFormat,
-        first: &[Piece],
-        syncer: &Syncer,
-    ) -> io::Result<Self> {
-        let directory = audio_dir.join(name.directory());
-        std::fs::DirBuilder::new().recursive(true).mode(0o750).create(&directory)?;
-        let unfinished = directory.join(format!(".{}.new", crate::ids::new_row_id()));
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(&unfinished)?;
-        let file = Arc::new(file);
+    pub fn create(root: &Root, name: &SegmentName, time: DateTime<Utc>, format: PcmFormat, first: &[Piece], syncer: &Syncer) -> io::Result<Self> {
+        let directory = root.make_directory(&name.directory())?;
+        let unfinished = format!(".{}.new", crate::ids::new_row_id());
+        let file = Arc::new(directory.create_new(&unfinished)?);
         let watched = syncer.watch(Arc::clone(&file))?;
         let mut segment = Self { file, watched, directory, relative: PathBuf::new(), format, data_bytes: 0, file_bytes: 0, moved: None };
         let made = segment.append(first).and_then(|()| {
             (0..1000)
                 .map(|bump| name.file(time + TimeDelta::milliseconds(bump)))
-                .find_map(|relative| match rename_without_replacing(&unfinished, &audio_dir.join(&relative)) {
+                .find_map(|relative| match segment.directory.rename_new(&unfinished, &file_name(&relative)) {
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
                     Err(error) => Some(Err(error)),
                     Ok(()) => Some(Ok(relative)),
@@ -111,8 +104,8 @@ impl SegmentFile {
                 Ok(segment)
             }
             Err(error) => {
-                if let Err(left) = std::fs::remove_file(&unfinished) {
-                    log::warn!("cannot remove an unfinished file path={unfinished:?} error={left}");
+                if let Err(left) = segment.directory.remove(&unfinished) {
+                    log::warn!("cannot remove an unfinished file name={unfinished:?} error={left}");
                 }
                 Err(error)
             }
@@ -202,11 +195,12 @@ impl SegmentFile {
     pub fn seal(self, syncer: &Syncer) -> io::Result<Sealed> {
         let frames = self.format.frames(self.data_bytes);
         let bytes = frames * self.format.frame_bytes();
-        if self.file_bytes != HEADER_BYTES + bytes {
+        // An append that failed may have left more behind than was counted.
+        if self.file.metadata()?.len() != HEADER_BYTES + bytes {
             self.file.set_len(HEADER_BYTES + bytes)?;
         }
         syncer.sync_now(self.file)?;
-        syncer.sync_now(Arc::new(File::open(&self.directory)?))?;
+        syncer.sync_now(self.directory.handle())?;
         Ok(Sealed { frames, bytes })
     }
 
@@ -263,17 +257,9 @@ fn fill_with_zeros(file: &File, start: u64, bytes: u64) -> io::Result<()> {
     }
 }
 
-/// Gives a finished file its name, which must be free.
-fn rename_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // Some network and FUSE file systems lack the flag: a hard link refuses a taken name too.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            std::fs::hard_link(from, to)?;
-            std::fs::remove_file(from)
-        }
-        result => Ok(result?),
-    }
+/// The last part of a segment's path, which is ASCII.
+fn file_name(relative: &Path) -> String {
+    relative.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn len(bytes: &[u8]) -> u64 {
@@ -290,6 +276,10 @@ mod tests {
         SegmentName { meeting: "RM_1".into(), room: "room".into(), participant: None, track: Some("TR_1".into()) }
     }
 
+    fn root(dir: &Path) -> Root {
+        Root::open(dir).expect("a root")
+    }
+
     fn audio(bytes: Vec<u8>) -> Piece {
         Piece::Audio(Bytes::from(bytes))
     }
@@ -304,7 +294,7 @@ mod tests {
 
     fn create_as(dir: &Path, time: DateTime<Utc>, format: PcmFormat, first: &[Piece]) -> SegmentFile {
         let syncer = Syncer::start().expect("threads");
-        SegmentFile::create(dir, &name(), time, format, first, &syncer).expect("a segment")
+        SegmentFile::create(&root(dir), &name(), time, format, first, &syncer).expect("a segment")
     }
 
     fn sealed(segment: SegmentFile) -> Sealed {
@@ -407,10 +397,13 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_leaves_nothing_under_the_name() {
-        let name = SegmentName { meeting: "RM".into(), ..name() };
-        let missing = Path::new("/proc/no-such-place");
+    fn what_cannot_be_written_leaves_nothing_under_the_name() {
+        let dir = tempfile::tempdir().expect("a directory");
         let syncer = Syncer::start().expect("threads");
-        assert!(SegmentFile::create(missing, &name, Utc::now(), PcmFormat::LIVEKIT, &[audio(noise(4))], &syncer).is_err());
+        // A length that no file system has.
+        let endless = [audio(noise(4)), Piece::Lost(i64::MAX as u64)];
+        assert!(SegmentFile::create(&root(dir.path()), &name(), Utc::now(), PcmFormat::LIVEKIT, &endless, &syncer).is_err());
+        let left = std::fs::read_dir(dir.path().join("RM_1")).expect("the meeting's directory").count();
+        assert_eq!(left, 0);
     }
 }

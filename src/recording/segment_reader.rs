@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::joined::{Joined, Source};
+use super::root::Root;
 use super::wav_header::{self, HEADER_BYTES};
 use crate::audio::format::PcmFormat;
 
@@ -22,8 +23,8 @@ static SILENCE: [u8; CHUNK_BYTES] = [0; CHUNK_BYTES];
 ///
 /// # Errors
 /// What the file system says, or [`io::ErrorKind::InvalidData`] for a file that this program did not write.
-pub fn declared(path: &Path) -> io::Result<(PcmFormat, u64)> {
-    let file = File::open(path)?;
+pub fn declared(root: &Root, path: &Path) -> io::Result<(PcmFormat, u64)> {
+    let file = root.open_file(path)?;
     let mut header = [0; 44];
     // A header that is being written in this moment may be read half new.
     for _ in 0..3 {
@@ -39,15 +40,16 @@ pub fn declared(path: &Path) -> io::Result<(PcmFormat, u64)> {
 #[derive(Debug)]
 pub struct JoinedReader {
     joined: Joined,
-    /// Those of the segments, in the same order.
+    root: Root,
+    /// Those of the segments beneath the root, in the same order.
     files: Vec<PathBuf>,
     open: Option<(usize, File)>,
     rest: Range<u64>,
 }
 
 impl JoinedReader {
-    pub fn new(joined: Joined, files: Vec<PathBuf>, range: Range<u64>) -> Self {
-        Self { joined, files, open: None, rest: range }
+    pub fn new(joined: Joined, root: Root, files: Vec<PathBuf>, range: Range<u64>) -> Self {
+        Self { joined, root, files, open: None, rest: range }
     }
 
     /// The next bytes, none at the end of the range.
@@ -76,7 +78,7 @@ impl JoinedReader {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         let file = match self.open.take() {
             Some((open, file)) if open == index => file,
-            Some(_) | None => File::open(path).map_err(named)?,
+            Some(_) | None => self.root.open_file(path).map_err(named)?,
         };
         file.read_exact_at(pcm, HEADER_BYTES + offset).map_err(named)?;
         self.open = Some((index, file));
@@ -100,11 +102,15 @@ mod tests {
             let path = dir.join(format!("{index}.wav"));
             std::fs::write(&path, [&wav_header::encode(format, pcm.len() as u64)[..], &pcm].concat()).expect("written");
             taken.push(Taken { format, frames: frames as u64, after: Duration::from_secs(index as u64), goes_on: false });
-            files.push(path);
+            files.push(PathBuf::from(format!("{index}.wav")));
             whole.resize(index * 192_000, 0);
             whole.extend(pcm);
         }
         (Joined::new(format, timeline(&taken)), files, whole)
+    }
+
+    fn root(dir: &Path) -> Root {
+        Root::open(dir).expect("a root")
     }
 
     fn read(mut reader: JoinedReader) -> (Vec<u8>, Option<io::ErrorKind>) {
@@ -127,7 +133,7 @@ mod tests {
         let (joined, files, pcm) = segments(dir.path(), &[48_000, 30_000, 24_000]);
         let whole = [&wav_header::encode(PcmFormat::LIVEKIT, pcm.len() as u64)[..], &pcm].concat();
         for range in [0..whole.len(), 10..50, 192_000..192_100, 300_000..400_000, 400_000..whole.len()] {
-            let (bytes, error) = read(JoinedReader::new(joined.clone(), files.clone(), range.start as u64..range.end as u64));
+            let (bytes, error) = read(JoinedReader::new(joined.clone(), root(dir.path()), files.clone(), range.start as u64..range.end as u64));
             assert!(bytes == whole[range.clone()] && error.is_none(), "{range:?}: {} bytes, {error:?}", bytes.len());
         }
     }
@@ -137,13 +143,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let (joined, files, pcm) = segments(dir.path(), &[48_000, 48_000]);
         let whole = [&wav_header::encode(PcmFormat::LIVEKIT, pcm.len() as u64)[..], &pcm].concat();
-        let shortened = File::options().write(true).open(&files[1]).expect("a file");
+        let shortened = File::options().write(true).open(dir.path().join(&files[1])).expect("a file");
         shortened.set_len(44 + 100_000).expect("cut");
-        let all = || JoinedReader::new(joined.clone(), files.clone(), 0..joined.total_bytes());
+        let all = || JoinedReader::new(joined.clone(), root(dir.path()), files.clone(), 0..joined.total_bytes());
         let (bytes, error) = read(all());
         assert_eq!(error, Some(io::ErrorKind::UnexpectedEof));
         assert!(whole.starts_with(&bytes) && (192_044..=292_044).contains(&bytes.len()), "{}", bytes.len());
-        std::fs::remove_file(&files[1]).expect("removed");
+        std::fs::remove_file(dir.path().join(&files[1])).expect("removed");
         let (bytes, error) = read(all());
         assert_eq!(error, Some(io::ErrorKind::NotFound));
         assert!(bytes == whole[..192_044], "{}", bytes.len());
@@ -156,9 +162,10 @@ mod tests {
         let mut file = wav_header::encode(PcmFormat::LIVEKIT, 8).to_vec();
         file.extend([7; 4 * 10 + 3]);
         std::fs::write(&path, &file).expect("written");
-        assert_eq!(declared(&path).expect("a header"), (PcmFormat::LIVEKIT, 2));
+        let declared = || declared(&root(dir.path()), Path::new("x.wav"));
+        assert_eq!(declared().expect("a header"), (PcmFormat::LIVEKIT, 2));
         file[20] = 3;
         std::fs::write(&path, &file).expect("written");
-        assert_eq!(declared(&path).map_err(|error| error.kind()), Err(io::ErrorKind::InvalidData));
+        assert_eq!(declared().map_err(|error| error.kind()), Err(io::ErrorKind::InvalidData));
     }
 }

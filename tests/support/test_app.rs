@@ -35,6 +35,7 @@ pub struct Builder {
     dir: Option<Arc<TempDir>>,
     /// Of another user, who runs the server.
     uid: Option<u32>,
+    umask: Option<u32>,
 }
 
 /// A running server. Dropping it kills it.
@@ -75,11 +76,22 @@ impl Builder {
         self
     }
 
+    /// Started by a shell with this mask.
+    pub fn umask(mut self, mask: u32) -> Self {
+        self.umask = Some(mask);
+        self
+    }
+
     pub async fn start(self) -> TestApp {
         let dir = self.dir.unwrap_or_else(|| Arc::new(TempDir::new().expect("a directory")));
-        let command = match self.uid {
-            Some(uid) => command_as(uid, dir.path(), &self.env),
-            None => command(dir.path(), &self.env),
+        let command = match (self.uid, self.umask) {
+            (Some(uid), _) => command_as(uid, dir.path(), &self.env),
+            (None, Some(mask)) => {
+                let mut command = command_of(Path::new("/bin/sh"), dir.path(), &self.env);
+                command.args(["-c", &format!("umask {mask:03o}; exec \"$0\" \"$@\""), PROGRAM]);
+                command
+            }
+            (None, None) => command(dir.path(), &self.env),
         };
         start(command, dir, self.env, self.args).await
     }
@@ -164,9 +176,17 @@ impl TestApp {
             ("LIVEKIT_API_SECRET", API_SECRET),
             ("ADMIN_API_KEY", ADMIN_KEY),
             ("LIVE_MEETING__HTTP__WORKERS", "2"),
+            // The disk of whoever runs the tests may be fuller than a server would like.
+            ("LIVE_MEETING__STORAGE__MIN_FREE", "0"),
             ("RUST_BACKTRACE", "0"),
         ];
-        Builder { env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(), args: vec!["serve".to_owned()], dir: None, uid: None }
+        Builder {
+            env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            args: vec!["serve".to_owned()],
+            dir: None,
+            uid: None,
+            umask: None,
+        }
     }
 
     /// Everything the server has logged.

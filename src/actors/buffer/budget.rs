@@ -23,6 +23,11 @@ impl SpoolBudget {
         self.used_bytes.fetch_sub(bytes, Relaxed);
     }
 
+    /// All of it.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes
+    }
+
     /// What is taken now.
     pub fn used_bytes(&self) -> u64 {
         self.used_bytes.load(Relaxed)

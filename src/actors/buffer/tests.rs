@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::audio::window::GroupLimits;
 use crate::recording::pipeline_log::PipelineLog;
+use crate::recording::root::Root;
 
 /// What the probe writer is asked, and how it may answer.
 type Question = (Vec<Piece>, oneshot::Sender<Result<Appended, RecordingError>>);
@@ -65,12 +66,12 @@ struct Bench {
 
 fn bench(spool_bytes: u64, limit_bytes: u64) -> Bench {
     let dir = tempfile::tempdir().expect("a directory");
-    let log = PipelineLog::start(dir.path()).expect("a thread").of_track("RM", None, None);
+    let log = PipelineLog::start(Root::open(dir.path()).expect("a root")).expect("a thread").of_track("RM", None, None);
     let (ask, asked) = tokio::sync::mpsc::unbounded_channel();
     let writer = ProbeWriter(ask).start();
     let heard = Arc::default();
     let track = ProbeTrack(Arc::clone(&heard)).start();
-    let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT));
+    let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT, Arc::default()));
     let budget = Arc::new(SpoolBudget::new(1 << 20));
     let (clock, clock_start) = (Clock::start(), Instant::now());
     let buffer = BufferActor::new(BufferParams {
@@ -213,12 +214,43 @@ async fn a_full_disk_is_no_failure_and_is_tried_again_with_the_same_audio() {
     for _ in 0..2 {
         let (pieces, answer) = bench.next().await;
         assert_eq!(pieces, [audio(1, 400)]);
-        answer.send(Err(RecordingError::NoSpace(std::io::Error::other("full")))).expect("awaited");
+        let full = RecordingError::NotNow { what: "no space is left", cause: std::io::Error::other("full") };
+        answer.send(Err(full)).expect("awaited");
     }
     let (_, answer) = bench.next().await;
     answer.send(appended(400)).expect("awaited");
     bench.buffer.send(FinishBuffer).await.expect("drained");
     assert!(bench.heard().is_empty());
+}
+
+#[actix_rt::test]
+async fn f11_a_file_at_its_limit_is_followed_by_the_next_with_the_same_audio() {
+    let mut bench = bench(1 << 20, 1 << 30);
+    bench.push(1, 400).await;
+    let (_, answer) = bench.next().await;
+    answer.send(Err(RecordingError::TooLarge(std::io::ErrorKind::FileTooLarge.into()))).expect("awaited");
+    let next = UseWriter { writer: bench.writer.clone().recipient(), generation: 1, limit_bytes: 1 << 30 };
+    bench.push(2, 400).await;
+    bench.buffer.send(next).await.expect("alive");
+    let (pieces, answer) = bench.next().await;
+    assert_eq!(pieces, [audio(1, 400)]);
+    answer.send(appended(400)).expect("awaited");
+    bench.next().await.1.send(appended(800)).expect("awaited");
+    bench.buffer.send(FinishBuffer).await.expect("drained");
+    assert_eq!(bench.heard(), ["full 0"], "a rotation, and no failure");
+}
+
+#[actix_rt::test]
+async fn audio_that_its_track_leaves_in_the_spool_is_counted_as_lost() {
+    let mut bench = bench(1 << 20, 1 << 30);
+    bench.push(1, 400).await;
+    let (_, _unanswered) = bench.next().await;
+    bench.push(2, 200).await;
+    bench.buffer.send(crate::actors::wav_writer::Panic).await.expect_err("it dies");
+    while bench.budget.used_bytes() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!((bench.stats.lost_bytes.load(Relaxed), bench.stats.totals().lost_bytes.get()), (600, 600));
 }
 
 #[actix_rt::test]

@@ -59,7 +59,7 @@ impl TrackActor {
             segment.replace(id.clone());
             WavWriterActor::new(WavWriterParams {
                 id,
-                audio_dir: shared.audio_dir.clone(),
+                root: shared.root.clone(),
                 name: name.clone(),
                 format: stats.recorded_format(),
                 rows: rows.clone(),
@@ -158,7 +158,7 @@ impl TrackActor {
         match children.writer.budget.on_failure(Instant::now(), jitter()) {
             Verdict::RestartIn(_) => {
                 log::error!("a segment failed, the next one goes on connection={} error={error}", self.params.connection);
-                self.params.stats.writer_restarts.fetch_add(1, Relaxed);
+                self.params.stats.note_writer_restart();
                 self.next_segment(EndReason::Failed, ctx);
             }
             Verdict::GiveUp => {

@@ -99,10 +99,12 @@ impl Stage {
         };
         let resources = TrackResources {
             audio_dir: dir.path().join("audio"),
+            root: Root::open(&dir.path().join("audio")).expect("a root"),
+            totals: Arc::default(),
             ingest: config.ingest,
             recording: config.recording,
             analysis: config.analysis,
-            pipeline_log: PipelineLog::start(dir.path()).expect("a thread"),
+            pipeline_log: PipelineLog::start(Root::open(dir.path()).expect("a root")).expect("a thread"),
             lag: Arc::default(),
             budget: Arc::new(SpoolBudget::new(1 << 26)),
             syncer: Syncer::start().expect("threads"),
@@ -117,7 +119,7 @@ impl Stage {
     async fn track(&self, sid: &str) -> Track {
         let identity =
             TrackIdentity { meeting: MeetingId::new("RM"), room: RoomName::new("room"), participant: None, track: Some(TrackSid::new(sid)) };
-        let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT));
+        let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT, Arc::default()));
         let reserve = crate::actors::session_registry::ReserveTrack {
             identity: identity.clone(),
             ticket: None,

@@ -3,10 +3,9 @@
 //! Nothing is copied and nothing is kept in memory: each byte of the file has its place in a segment, a gap or the header. A file that grows is
 //! served as it is at the request.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix_web::body::{self, SizedStream};
@@ -29,7 +28,7 @@ use crate::http::Doors;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::ids::SegmentId;
 use crate::recording::joined::{Joined, Span};
-use crate::recording::path::below;
+use crate::recording::root::Root;
 use crate::recording::segment_reader::JoinedReader;
 
 /// Says that a file has outgrown RIFF, which not every reader knows.
@@ -41,46 +40,47 @@ pub async fn of_recording(request: HttpRequest, id: web::Path<String>, doors: we
     if segments.is_empty() {
         return Err(ApiError::not_found("recording"));
     }
-    serve(&request, segments, &doors.tracks.audio_dir).await
+    serve(&request, segments, &doors.tracks.root).await
 }
 
 /// `GET /api/v1/segments/{id}/media`
 pub async fn of_segment(request: HttpRequest, id: web::Path<String>, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
     let segment = doors.tracks.store.segment(SegmentId::new(id.into_inner())).await?.ok_or_else(|| ApiError::not_found("segment"))?;
-    serve(&request, vec![segment], &doors.tracks.audio_dir).await
+    serve(&request, vec![segment], &doors.tracks.root).await
 }
 
-async fn serve(request: &HttpRequest, segments: Vec<SegmentRow>, audio_dir: &Path) -> Result<HttpResponse, ApiError> {
-    Media::look_up(measured(segments, audio_dir).await?, audio_dir).await?.answer(request)
+async fn serve(request: &HttpRequest, segments: Vec<SegmentRow>, root: &Root) -> Result<HttpResponse, ApiError> {
+    Media::look_up(measured(segments, root).await?, root).await?.answer(request)
 }
 
 /// What is there to be served, as it is in this moment.
 struct Media {
     joined: Joined,
-    /// Those of the segments, in the same order.
+    root: Root,
+    /// Those of the segments beneath the root, in the same order.
     files: Vec<PathBuf>,
     validators: Validators,
 }
 
 impl Media {
-    async fn look_up(segments: Vec<SegmentRow>, audio_dir: &Path) -> Result<Self, ApiError> {
+    async fn look_up(segments: Vec<SegmentRow>, root: &Root) -> Result<Self, ApiError> {
         let format = common_format(&segments)?;
         let spans = spans_of(&segments);
         let grows = segments.iter().any(|segment| segment.ended_at.is_none());
         let etag = etag(format, &segments, &spans, grows);
-        let files: Option<Vec<PathBuf>> = segments.iter().map(|segment| below(audio_dir, &segment.path)).collect();
-        let files = files.ok_or_else(|| ApiError::not_found("file"))?;
-        let looked_at = blocking(move || newest(&files).map(|newest| (files, newest))).await?;
+        let files: Vec<PathBuf> = segments.iter().map(|segment| PathBuf::from(&segment.path)).collect();
+        let beneath = root.clone();
+        let looked_at = blocking(move || newest(&beneath, &files).map(|newest| (files, newest))).await?;
         let (files, newest) = looked_at.map_err(|error| {
             log::error!("a segment's file cannot be opened error={error}");
             ApiError::not_found("file")
         })?;
         let validators = Validators { etag, modified: (!grows).then(|| whole_seconds(newest)) };
-        Ok(Self { joined: Joined::new(format, spans), files, validators })
+        Ok(Self { joined: Joined::new(format, spans), root: root.clone(), files, validators })
     }
 
     fn answer(self, request: &HttpRequest) -> Result<HttpResponse, ApiError> {
-        let Self { joined, files, validators } = self;
+        let Self { joined, root, files, validators } = self;
         let total = joined.total_bytes();
         let mut response = HttpResponse::Ok();
         response.insert_header((header::ETAG, validators.etag.to_string()));
@@ -116,14 +116,14 @@ impl Media {
         if request.method() == Method::HEAD {
             return Ok(response.body(SizedStream::new(length, stream::empty::<io::Result<Bytes>>())));
         }
-        Ok(response.body(SizedStream::new(length, chunks(JoinedReader::new(joined, files, range)))))
+        Ok(response.body(SizedStream::new(length, chunks(JoinedReader::new(joined, root, files, range)))))
     }
 }
 
 /// When the last of the files changed, all of which can be opened.
-fn newest(files: &[PathBuf]) -> io::Result<SystemTime> {
+fn newest(root: &Root, files: &[PathBuf]) -> io::Result<SystemTime> {
     files.iter().try_fold(UNIX_EPOCH, |newest, path| {
-        let modified = File::open(path).and_then(|file| file.metadata()?.modified());
+        let modified = root.open_file(path).and_then(|file| file.metadata()?.modified());
         let modified = modified.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         Ok(newest.max(modified))
     })

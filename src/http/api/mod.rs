@@ -16,6 +16,8 @@ use actix_web::web;
 
 use super::resource;
 
+pub use self::timeline::blocking;
+
 pub fn routes(config: &mut web::ServiceConfig) {
     config
         .service(resource("/sessions").route(web::get().to(sessions::list)))

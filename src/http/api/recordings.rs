@@ -84,7 +84,7 @@ pub async fn list(query: web::Query<RecordingQuery>, doors: web::Data<Doors>) ->
     let mut rows = doors.tracks.store.recordings(meeting, page.page("recordings")?).await?;
     let next_cursor = page.cut("recordings", &mut rows, |row| (row.started_at, row.id.clone()))?;
     let segments = doors.tracks.store.segments_of(rows.iter().map(|row| row.id.clone()).collect()).await?;
-    let mut segments = measured(segments, &doors.tracks.audio_dir).await?;
+    let mut segments = measured(segments, &doors.tracks.root).await?;
     let items = rows.into_iter().map(|row| {
         let (own, others) = segments.drain(..).partition(|segment| segment.recording_id == row.id);
         segments = others;
@@ -97,7 +97,7 @@ pub async fn list(query: web::Query<RecordingQuery>, doors: web::Data<Doors>) ->
 pub async fn show(id: web::Path<String>, doors: web::Data<Doors>) -> Result<Json<Recording>, ApiError> {
     let row = doors.tracks.store.recording(RecordingId::new(id.into_inner())).await?.ok_or_else(|| ApiError::not_found("recording"))?;
     let segments = doors.tracks.store.segments_of(vec![row.id.clone()]).await?;
-    let segments = measured(segments, &doors.tracks.audio_dir).await?;
+    let segments = measured(segments, &doors.tracks.root).await?;
     Ok(Json(Recording::new(row, segments)?))
 }
 

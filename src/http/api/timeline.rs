@@ -6,25 +6,23 @@ use crate::audio::format::PcmFormat;
 use crate::db::rows::{EndReason, SegmentRow};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::recording::joined::{Span, Taken, timeline};
-use crate::recording::path::below;
+use crate::recording::root::Root;
 use crate::recording::segment_reader::declared;
 
 /// Brings the rows of open segments up to what their files declare now. A row whose file cannot be read stays as it is.
 ///
 /// # Errors
 /// 500 if the blocking pool is gone.
-pub async fn measured(segments: Vec<SegmentRow>, audio_dir: &Path) -> Result<Vec<SegmentRow>, ApiError> {
+pub async fn measured(segments: Vec<SegmentRow>, root: &Root) -> Result<Vec<SegmentRow>, ApiError> {
     if segments.iter().all(|segment| segment.ended_at.is_some()) {
         return Ok(segments);
     }
-    let audio_dir = audio_dir.to_owned();
-    blocking(move || segments.into_iter().map(|segment| if segment.ended_at.is_none() { grown(segment, &audio_dir) } else { segment }).collect())
-        .await
+    let root = root.clone();
+    blocking(move || segments.into_iter().map(|segment| if segment.ended_at.is_none() { grown(segment, &root) } else { segment }).collect()).await
 }
 
-fn grown(mut segment: SegmentRow, audio_dir: &Path) -> SegmentRow {
-    let Some(path) = below(audio_dir, &segment.path) else { return segment };
-    match declared(&path) {
+fn grown(mut segment: SegmentRow, root: &Root) -> SegmentRow {
+    match declared(root, Path::new(&segment.path)) {
         Ok((format, frames)) => {
             segment.sample_rate = i32::try_from(format.sample_rate).unwrap_or(i32::MAX);
             segment.channels = i32::from(format.channels);

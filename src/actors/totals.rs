@@ -1,0 +1,64 @@
+//! What all tracks together have counted since the server started. It does not fall when one of them ends.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::stats::ReadStalls;
+use crate::metrics::{Counter, Gauge, Metrics};
+
+/// For so long after audio was lost, the server says that it loses audio.
+const LOSS_IS_RECENT: Duration = Duration::from_secs(10);
+
+/// Counters of the process beside those of each track, which feed them.
+#[derive(Debug, Default)]
+pub struct Totals {
+    pub live_tracks: Gauge,
+    pub received_bytes: Counter,
+    pub recorded_bytes: Counter,
+    pub lost_bytes: Counter,
+    pub writer_restarts: Counter,
+    /// How long a socket's reader was held up by its own track.
+    pub read_stalls: Arc<ReadStalls>,
+    last_loss: Mutex<Option<Instant>>,
+}
+
+impl Totals {
+    /// Shown under their names.
+    pub fn registered(metrics: &Metrics) -> Self {
+        let read_stalls = Arc::<ReadStalls>::default();
+        metrics.histogram_of(
+            "ingest_read_stall_seconds",
+            "How long a socket was not read because its track had not taken what came before",
+            Arc::clone(&read_stalls),
+        );
+        let longest = Arc::clone(&read_stalls);
+        metrics.gauge_of("ingest_read_stall_max_seconds", "The longest of them since the start", move || longest.longest().as_secs_f64());
+        Self {
+            live_tracks: metrics.gauge("live_tracks", "Connections that record"),
+            received_bytes: metrics.counter("received_bytes", "Bytes of audio that arrived"),
+            recorded_bytes: metrics.counter("recorded_bytes", "Bytes of audio in files, holes included"),
+            lost_bytes: metrics.counter("lost_bytes", "Bytes of audio that found no room in the spool; their length is kept as a hole"),
+            writer_restarts: metrics.counter("writer_restarts", "Segments that failed and were followed by another"),
+            read_stalls,
+            last_loss: Mutex::default(),
+        }
+    }
+
+    pub(super) fn lost(&self, bytes: u64) {
+        self.lost_bytes.inc_by(bytes);
+        *self.last_loss.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether audio was lost in the last 10 s.
+    pub fn is_losing_audio(&self) -> bool {
+        let last = *self.last_loss.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|last| last.elapsed() < LOSS_IS_RECENT)
+    }
+}
+
+/// A number of one track that counts for all of them too.
+pub(super) fn count(track: &AtomicU64, all: &Counter, more: u64) {
+    track.fetch_add(more, Relaxed);
+    all.inc_by(more);
+}

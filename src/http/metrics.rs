@@ -1,0 +1,90 @@
+//! `GET /metrics`: what the process has counted, for Prometheus, behind the admin key.
+//!
+//! What is told here of the parts that this file does not count itself, they registered: see [`crate::metrics`].
+
+use std::path::Path;
+use std::sync::Arc;
+
+use actix_web::http::header;
+use actix_web::{HttpResponse, web};
+
+use super::Doors;
+use super::error::ApiError;
+use crate::actors::buffer::budget::SpoolBudget;
+use crate::actors::stats::WriteLag;
+use crate::metrics::{CountersBy, Metrics};
+use crate::recording::disk::{Disk, Space};
+use crate::recording::pipeline_log::PipelineLog;
+
+/// Of OpenMetrics, which Prometheus reads as its own.
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What the doors count.
+#[derive(Debug)]
+pub struct DoorCounts {
+    pub refused_connections: CountersBy,
+    pub webhooks: CountersBy,
+}
+
+impl DoorCounts {
+    pub fn registered(metrics: &Metrics) -> Self {
+        Self {
+            refused_connections: metrics.counters_by(
+                "refused_connections",
+                "reason",
+                "Audio connections that were refused, by the code of the problem",
+            ),
+            webhooks: metrics.counters_by("webhooks", "outcome", "Webhooks that were answered, by what was answered"),
+        }
+    }
+}
+
+/// `GET /metrics`
+pub async fn show(doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
+    let metrics = doors.metrics.clone();
+    // Off the workers: it reads of the process in /proc.
+    let text = super::api::blocking(move || metrics.text().unwrap_or_default()).await?;
+    Ok(HttpResponse::Ok().insert_header((header::CONTENT_TYPE, CONTENT_TYPE)).body(text))
+}
+
+/// Registers what others keep, to be read when it is asked for.
+pub fn register_kept(metrics: &Metrics, budget: &Arc<SpoolBudget>, lag: &Arc<WriteLag>, disk: &Arc<Disk>, log: &PipelineLog) {
+    let spool = Arc::clone(budget);
+    metrics.gauge_of("spool_used_bytes", "Memory taken by audio that waits for the disk", move || float(spool.used_bytes()));
+    let spool = Arc::clone(budget);
+    metrics.gauge_of("spool_size_bytes", "Memory that such audio may take (ingest.spool)", move || float(spool.total_bytes()));
+    metrics.histogram_of("write_lag_seconds", "From the arrival of a frame to its place in a file, of the oldest in each append", Arc::clone(lag));
+    let log = log.clone();
+    metrics.counter_of("pipeline_log_lost_lines", "Lines of the pipeline log that its queue had no room for", move || float(log.lost()));
+    let of_space = |name, help, read: fn(Space) -> f64| {
+        let disk = Arc::clone(disk);
+        metrics.gauge_of(name, help, move || disk.space().map_or(f64::NAN, read));
+    };
+    of_space("disk_size_bytes", "Size of the file system that recordings go to", |space| float(space.total_bytes));
+    of_space("disk_free_bytes", "What is free there for this server", |space| float(space.free_bytes));
+    of_space("disk_min_free_bytes", "What must be free there for new recordings (storage.min_free)", |space| float(space.min_free_bytes));
+    of_space("recordings_refused", "1 while new recordings are refused for want of space, else 0", |space| f64::from(u8::from(space.is_low())));
+    metrics.process_gauge_of("process_resident_memory_bytes", "Memory of the process", || resident_bytes().map_or(f64::NAN, float));
+    metrics.process_gauge_of("process_open_fds", "Files and sockets that the process has open", || open_files().map_or(f64::NAN, float));
+    metrics.process_gauge_of("process_max_fds", "Files and sockets that it may have open", || max_files().map_or(f64::NAN, float));
+}
+
+fn resident_bytes() -> Option<u64> {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse::<u64>().ok()?;
+    pages.checked_mul(u64::try_from(rustix::param::page_size()).ok()?)
+}
+
+fn open_files() -> Option<u64> {
+    // Without the one that lists them.
+    u64::try_from(std::fs::read_dir(Path::new("/proc/self/fd")).ok()?.count()).ok()?.checked_sub(1)
+}
+
+fn max_files() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
+/// Exact up to 2⁵³, which no size here reaches.
+#[expect(clippy::as_conversions, reason = "the loss of precision beyond 2^53 is meant")]
+fn float(number: u64) -> f64 {
+    number as f64
+}
