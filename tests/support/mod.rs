@@ -3,6 +3,7 @@
 pub mod egress_peer;
 pub mod fake_hume;
 pub mod fake_livekit;
+pub mod faults;
 pub mod http;
 pub mod livekit_proxy;
 pub mod test_app;
