@@ -9,7 +9,6 @@ use std::time::Duration;
 use actix::{Actor, Addr, AsyncContext, Context};
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpServer, web};
-use chrono::{DateTime, Utc};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::task::JoinHandle;
 
@@ -26,33 +25,33 @@ use crate::analysis::hume_legacy::HumeLegacy;
 use crate::analysis::tls;
 use crate::audio::format::PcmFormat;
 use crate::config::{Config, IngestAuth, Secret};
-use crate::db::rows::{ClosedSegment, EndReason, Host, SegmentRow};
+use crate::db::rows::Host;
 use crate::db::{DbError, Store};
 use crate::http::health::Health;
 use crate::http::low_water::SocketHandle;
 use crate::http::metrics::{DoorCounts, register_kept};
 use crate::http::storage::{Storage, keep_measuring};
 use crate::http::{self, Doors};
-use crate::ids::{RecordingId, SegmentId, ServerId};
+use crate::ids::ServerId;
 use crate::keys::{self, KeptKey};
 use crate::livekit::api::{LiveKit, LiveKitAccess};
 use crate::livekit::webhook::WebhookVerifier;
 use crate::metrics::Metrics;
 use crate::recording::disk::Disk;
-use crate::recording::path::below;
 use crate::recording::pipeline_log::PipelineLog;
-use crate::recording::repair::repair;
 use crate::recording::root::Root;
-use crate::recording::segment_file::Sealed;
+use crate::recording::sidecar::MediaFormat;
 use crate::recording::syncer::Syncer;
+use crate::sealing::hasher::{Hasher, Shelf};
+use crate::sealing::recovery;
 use crate::ticket::TicketMint;
 
 pub const ADMIN_KEY_FILE: &str = "admin-key";
 pub const TICKET_KEY_FILE: &str = "ticket-key";
 /// Names this server among those that share a database: whoever starts with the same storage directory is the same server, and its earlier run is dead.
-const SERVER_ID_FILE: &str = "server-id";
+pub const SERVER_ID_FILE: &str = "server-id";
 /// Of 64 random hexadecimal digits: enough for no two servers to share a name.
-const SERVER_ID_LENGTH: usize = 12;
+pub const SERVER_ID_LENGTH: usize = 12;
 
 /// A request's head must arrive within this.
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
@@ -94,6 +93,7 @@ pub struct Server {
     registry: Addr<SessionRegistry>,
     starter: Option<Addr<EgressStarter>>,
     pipeline_log: PipelineLog,
+    hasher: Hasher,
     handle: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
 }
@@ -115,7 +115,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let host = Host { server: ServerId::new(server), autopilot: autopilot.as_ref().map(|_| config.livekit.rules.clone()) };
     let store = store.map_err(database)?.on_behalf_of(host);
     log::info!("database ready url={}", config.database.url.redacted());
-    close_crashed(&store, &config.storage.audio_dir).await.map_err(database)?;
+    recovery::recover(&store, &config.storage.audio_dir).await.map_err(database)?;
 
     let pipeline_log = PipelineLog::start(log_root).map_err(StartError::Thread)?;
     let metrics = Metrics::default();
@@ -138,6 +138,8 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         syncer: Syncer::start().map_err(StartError::Thread)?,
         service: service(&config)?,
     });
+    let shelves = vec![Shelf { format: "wav", media: MediaFormat::Wav, directory: config.storage.audio_dir.clone() }];
+    let hasher = Hasher::start(store.clone(), shelves).map_err(StartError::Thread)?;
     let registry = launch_vital("registry", SessionRegistry::new(store.clone(), config.ingest.stall_after));
     let livekit = livekit(&config);
     let starter = autopilot.zip(livekit.clone()).map(|(ws_base, livekit)| {
@@ -193,7 +195,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     }
     let (address, handle, serving) = listen(&config, doors)?;
     log::info!("listening address={address}");
-    Ok(Server { address, admin_key, mint, store, registry, starter: starter.map(|(starter, _)| starter), pipeline_log, handle, serving })
+    Ok(Server { address, admin_key, mint, store, registry, starter: starter.map(|(starter, _)| starter), pipeline_log, hasher, handle, serving })
 }
 
 impl Server {
@@ -211,6 +213,8 @@ impl Server {
             Ok(Err(error)) => log::error!("tracks were not sealed: the registry is gone error={error}"),
             Err(_) => log::error!("tracks were not sealed in time"),
         }
+        // What it has not done yet, it does after the next start.
+        self.hasher.stop();
         self.handle.stop(true).await;
         match self.serving.await {
             Ok(Ok(())) => {}
@@ -382,36 +386,4 @@ fn set_timeouts(stream: &actix_web::rt::net::TcpStream) {
     if let Err(error) = set {
         log::warn!("a connection has no time-outs error={error}");
     }
-}
-
-/// Ends the segments and recordings that an earlier run of this server left open: the files know how long they are.
-async fn close_crashed(store: &Store, audio_dir: &Path) -> Result<(), DbError> {
-    for row in store.open_segments().await? {
-        let id = SegmentId::new(row.id.clone());
-        let path = below(audio_dir, &row.path);
-        let measured = tokio::task::spawn_blocking(move || path.map(|path| (repair(&path), modified(&path)))).await?;
-        let (format, sealed, ended_at) = match measured {
-            Some((Ok(repaired), modified)) => (repaired.format, repaired.sealed, modified),
-            Some((Err(error), _)) => {
-                log::error!("a segment of an earlier run cannot be read segment_id={id} path={:?} error={error}", row.path);
-                (declared_format(&row), Sealed { frames: 0, bytes: 0 }, Utc::now())
-            }
-            None => (declared_format(&row), Sealed { frames: 0, bytes: 0 }, Utc::now()),
-        };
-        log::warn!("closed a segment that an earlier run left open segment_id={id} frames={}", sealed.frames);
-        let closed = ClosedSegment { id, format, frames: sealed.frames, bytes: sealed.bytes, ended_at, reason: EndReason::Crashed, gaps: Vec::new() };
-        store.close_segment(closed).await?;
-    }
-    for recording in store.open_recordings().await? {
-        store.close_crashed_recording(RecordingId::new(recording)).await?;
-    }
-    Ok(())
-}
-
-fn modified(path: &Path) -> DateTime<Utc> {
-    std::fs::metadata(path).and_then(|metadata| metadata.modified()).map_or_else(|_| Utc::now(), DateTime::from)
-}
-
-fn declared_format(row: &SegmentRow) -> PcmFormat {
-    PcmFormat { sample_rate: u32::try_from(row.sample_rate).unwrap_or(48_000), channels: u16::try_from(row.channels).unwrap_or(2) }
 }

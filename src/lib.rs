@@ -31,6 +31,7 @@ pub mod audio;
 pub mod session;
 
 pub mod recording;
+pub mod sealing;
 
 pub mod analysis;
 pub mod livekit;

@@ -223,7 +223,8 @@ proptest! {
         let root = Root::open(&dir.path().join("root")).unwrap();
         // Where the meeting's directory would be, there may be a link already.
         let name = SegmentName { meeting, room, participant, track };
-        let make = || SegmentFile::create(&root, &name, chrono::Utc::now(), PcmFormat::LIVEKIT, &[Piece::Audio(vec![1; 400].into())]);
+        let syncer = live_meeting::recording::syncer::Syncer::start().unwrap();
+        let make = || SegmentFile::create(&root, &name, chrono::Utc::now(), PcmFormat::LIVEKIT, &[Piece::Audio(vec![1; 400].into())], &syncer);
         let made = make().unwrap();
         prop_assert!(root.open_file(made.relative_path()).is_ok());
         prop_assert_eq!(tree(&dir.path().join("root")).len(), 2, "a directory and a file");

@@ -38,6 +38,7 @@ pub struct TrackStats {
     /// The loudest sample since the connection opened.
     pub peak: AtomicU16,
     pub spooled_bytes: AtomicU64,
+    drift_ppm: Mutex<Option<f64>>,
     pub groups: AtomicU64,
     pub silent_groups: AtomicU64,
     pub analysis_queued_groups: AtomicU64,
@@ -139,6 +140,7 @@ impl TrackStats {
             level_mean_square: AtomicU64::default(),
             peak: AtomicU16::default(),
             spooled_bytes: AtomicU64::default(),
+            drift_ppm: Mutex::default(),
             groups: AtomicU64::default(),
             silent_groups: AtomicU64::default(),
             analysis_queued_groups: AtomicU64::default(),
@@ -236,6 +238,15 @@ impl TrackStats {
     /// How long no audio has come. LiveKit's pings go on while its pipeline hangs.
     pub fn without_audio(&self) -> Duration {
         self.opened.elapsed().saturating_sub(Duration::from_millis(self.last_audio_ms.load(Relaxed)))
+    }
+
+    /// How much faster the sender's clock runs than ours, in millionths, once that is known.
+    pub fn drift_ppm(&self) -> Option<f64> {
+        *lock(&self.drift_ppm)
+    }
+
+    pub fn set_drift_ppm(&self, ppm: f64) {
+        *lock(&self.drift_ppm) = Some(ppm);
     }
 
     pub fn set_level(&self, level: Level) {

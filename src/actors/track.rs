@@ -15,7 +15,7 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
@@ -174,6 +174,8 @@ pub struct TrackActor {
     finishing: Vec<oneshot::Sender<()>>,
     /// The segment of the writer that is at work.
     segment: Rc<RefCell<SegmentId>>,
+    /// Frames of the connection that its finished segments took in.
+    taken: Arc<AtomicU64>,
     /// Earlier segments that are not sealed yet.
     sealing: Vec<oneshot::Receiver<()>>,
     /// Byte positions from a mute text to the next unmute text.
@@ -205,6 +207,7 @@ impl TrackActor {
             socket: None,
             finishing: Vec::new(),
             segment: Rc::new(RefCell::new(SegmentId::fresh())),
+            taken: Arc::default(),
             sealing: Vec::new(),
             mute_spans: Vec::new(),
             facts_changed: false,
@@ -244,6 +247,12 @@ impl TrackActor {
         let ms = |bytes: u64| format.frame_ms(format.frames(bytes));
         let mute_spans = self.mute_spans.iter().map(|(start, end)| MuteSpan { start_ms: ms(*start), end_ms: end.map(ms) }).collect();
         self.rows.facts(TrackFacts { format_mismatch: self.params.stats.format_mismatch(), mute_spans });
+    }
+
+    /// The mute spans in frames of the connection.
+    fn muted_frames(&self) -> Vec<(u64, Option<u64>)> {
+        let format = self.params.stats.format();
+        self.mute_spans.iter().map(|(start, end)| (format.frames(*start), end.map(|end| format.frames(end)))).collect()
     }
 
     /// What the arriving rate says. Returns the format that groups are to be cut by from now on, if that has just been decided.

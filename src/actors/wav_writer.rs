@@ -5,22 +5,26 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use actix::prelude::*;
 use actix_rt::task::spawn_blocking;
 use chrono::{DateTime, Utc};
 
-use super::stats::WriteLag;
+use super::stats::{TrackStats, WriteLag};
 use super::track::rows::{OpenedSegment, RowLog};
 use crate::audio::format::PcmFormat;
 use crate::clock::Clock;
+use crate::db::rows::seals::Seal;
 use crate::db::rows::{ClosedSegment, EndReason, Gap, GapReason};
 use crate::ids::SegmentId;
 use crate::recording::path::SegmentName;
 use crate::recording::root::Root;
 use crate::recording::segment_file::{Piece, Sealed, SegmentFile};
+use crate::recording::sidecar::MediaFormat;
 use crate::recording::syncer::Syncer;
+use crate::sealing::{Origin, frames_taken, muted_in_file, session_offset_ms, sidecar_of};
 
 /// One append in flight, one finish behind it, and what a supervisor may ask in between.
 const MAILBOX_CAPACITY: usize = 16;
@@ -96,6 +100,8 @@ pub struct CorrectFormat(pub PcmFormat);
 #[rtype(result = "Result<Option<Sealed>, RecordingError>")]
 pub struct FinishSegment {
     pub reason: EndReason,
+    /// Of the connection so far, in its frames. One without an end goes on.
+    pub mute_spans: Vec<(u64, Option<u64>)>,
 }
 
 /// What a writer is made with.
@@ -104,7 +110,12 @@ pub struct WavWriterParams {
     pub root: Root,
     pub name: SegmentName,
     pub format: PcmFormat,
+    /// Of the session that the recording belongs to.
+    pub session_started_at: Option<DateTime<Utc>>,
     pub rows: RowLog,
+    pub stats: Arc<TrackStats>,
+    /// Frames of the connection that its finished segments took in.
+    pub taken: Arc<AtomicU64>,
     pub lag: Arc<WriteLag>,
     pub clock: Clock,
     pub syncer: Syncer,
@@ -274,33 +285,62 @@ impl Handler<FinishSegment> for WavWriterActor {
     type Result = AtomicResponse<Self, Result<Option<Sealed>, RecordingError>>;
 
     fn handle(&mut self, msg: FinishSegment, ctx: &mut Context<Self>) -> Self::Result {
+        let gaps = std::mem::take(&mut self.gaps);
         let State::Open(file) = std::mem::replace(&mut self.state, State::Finished) else {
+            self.params.taken.fetch_add(frames_taken(0, &gaps), Relaxed);
             ctx.stop();
             return AtomicResponse::new(Box::pin(async { Ok(None) }.into_actor(self)));
         };
         let (format, syncer) = (file.format(), self.params.syncer.clone());
-        let declared = Sealed { frames: format.frames(file.data_bytes()), bytes: format.frames(file.data_bytes()) * format.frame_bytes() };
-        AtomicResponse::new(Box::pin(spawn_blocking(move || file.seal(&syncer)).into_actor(self).map(move |joined, this, ctx| {
+        let frames = format.frames(file.data_bytes());
+        let first = self.params.taken.fetch_add(frames_taken(frames, &gaps), Relaxed);
+        let origin = Origin {
+            name: self.params.name.clone(),
+            file: file.relative_path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            format: MediaFormat::Wav,
+            started_at: file.started_at(),
+            mute_spans: muted_in_file(&msg.mute_spans, first, frames, &gaps),
+        };
+        let seal = Seal {
+            session_offset_ms: session_offset_ms(file.started_at(), self.params.session_started_at),
+            drift_ppm: self.params.stats.drift_ppm(),
+            suspect: file.is_suspect(),
+            ..Seal::default()
+        };
+        let bytes = frames * format.frame_bytes();
+        let mut closed =
+            ClosedSegment { id: self.params.id.clone(), format, frames, bytes, ended_at: self.params.clock.now(), reason: msg.reason, gaps, seal };
+        let path = self.params.root.path().join(file.relative_path());
+        let mut failed = closed.clone();
+        let sealed = spawn_blocking(move || {
+            // No repair may come between the file's end and its sidecar.
+            let held = file.held();
+            let sealed = file.seal(&syncer)?;
+            (closed.frames, closed.bytes) = (sealed.frames, sealed.bytes);
+            if let Err(error) = sidecar_of(&closed, origin).write(&path) {
+                log::error!("a finished file has no sidecar yet path={path:?} error={error}");
+            }
+            drop(held);
+            Ok::<_, io::Error>((sealed, closed))
+        });
+        AtomicResponse::new(Box::pin(sealed.into_actor(self).map(move |joined, this, ctx| {
             let outcome = joined.map_err(|_| RecordingError::WriterLost).and_then(|sealed| sealed.map_err(RecordingError::of));
-            // A seal that fails leaves a file that is valid as declared; its row says that it failed.
-            let (sealed, reason) = match &outcome {
-                Ok(sealed) => (sealed.clone(), msg.reason),
+            let outcome = match outcome {
+                Ok((sealed, closed)) => {
+                    this.params.rows.segment_closed(closed);
+                    Ok(Some(sealed))
+                }
                 Err(error) => {
+                    // A seal that fails leaves a file that is valid as declared; its row says that it failed, and that nobody knows what reached the disk.
                     log::error!("a segment could not be sealed segment_id={} error={error}", this.params.id);
-                    (declared, EndReason::Failed)
+                    failed.reason = EndReason::Failed;
+                    failed.seal.suspect = true;
+                    this.params.rows.segment_closed(failed);
+                    Err(error)
                 }
             };
-            this.params.rows.segment_closed(ClosedSegment {
-                id: this.params.id.clone(),
-                format,
-                frames: sealed.frames,
-                bytes: sealed.bytes,
-                ended_at: this.params.clock.now(),
-                reason,
-                gaps: std::mem::take(&mut this.gaps),
-            });
             ctx.stop();
-            outcome.map(Some)
+            outcome
         })))
     }
 }

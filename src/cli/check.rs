@@ -1,5 +1,7 @@
 //! `live-meeting check`
 
+mod files;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -58,6 +60,9 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         ));
     }
     findings.push(("space", space(&config)));
+    if let Some(files) = files::find(&config).await {
+        findings.push(("recordings", files));
+    }
     findings.push(("admin key", key(config.secrets.admin_api_key.as_ref(), "ADMIN_API_KEY", &config, ADMIN_KEY_FILE)));
     findings.push(("ticket key", key(config.secrets.ingest_ticket_secret.as_ref(), "INGEST_TICKET_SECRET", &config, TICKET_KEY_FILE)));
     findings.push((

@@ -3,6 +3,7 @@
 mod check;
 mod demo;
 mod egress_sender;
+mod repair;
 mod replay;
 mod serve;
 mod speech;
@@ -39,6 +40,8 @@ enum Command {
     Ticket(ticket::TicketArgs),
     /// Look at configuration, database, storage and LiveKit credentials, and say what is found
     Check(check::CheckArgs),
+    /// Repair recordings that were interrupted, by hand: without a server or a database
+    Repair(repair::RepairArgs),
 }
 
 /// Where the configuration comes from.
@@ -75,6 +78,7 @@ impl Cli {
             Some(Command::Replay(args)) => replay::run(args).await,
             Some(Command::Ticket(args)) => ticket::run(&args),
             Some(Command::Check(args)) => check::run(args).await,
+            Some(Command::Repair(args)) => repair::run(&args),
         }
     }
 }

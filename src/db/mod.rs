@@ -12,6 +12,7 @@ use std::time::Duration;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 
 use crate::config::DatabaseUrl;
 use crate::ids::{MeetingId, RecordingId, RoomName, SegmentId, ServerId, TicketId};
@@ -90,6 +91,7 @@ pub struct Store {
 struct Inner {
     engine: Engine,
     lanes: Lanes,
+    segments_ended: Notify,
     /// `None` only while it is dropped.
     runtime: Option<Runtime>,
 }
@@ -136,6 +138,7 @@ mod group_commit;
 mod postgres;
 pub mod rows;
 mod schema;
+mod seals;
 mod sqlite;
 
 impl Store {
@@ -171,7 +174,7 @@ impl Store {
         };
         let inner = Arc::new_cyclic(|inner| {
             let lanes = Lanes::start(&runtime, inner, &engine);
-            Inner { engine, lanes, runtime: Some(runtime) }
+            Inner { engine, lanes, segments_ended: Notify::new(), runtime: Some(runtime) }
         });
         let host = Host { server: ServerId::new("alone"), autopilot: None };
         Ok(Self { inner, host: Arc::new(host) })
@@ -243,7 +246,9 @@ impl Store {
     }
 
     pub async fn close_segment(&self, closed: ClosedSegment) -> Result<(), DbError> {
-        run!(self, writer, segments::close(&closed))
+        run!(self, writer, segments::close(&closed))?;
+        self.note_segments_ended();
+        Ok(())
     }
 
     /// Replaces what the ingest knows of a recording's track.
@@ -253,12 +258,7 @@ impl Store {
 
     /// Ends a recording, unless another connection still writes it.
     pub async fn close_recording(&self, recording: RecordingId) -> Result<(), DbError> {
-        run!(self, writer, recordings::close(&recording, false))
-    }
-
-    /// Ends a recording that an earlier run left open.
-    pub async fn close_crashed_recording(&self, recording: RecordingId) -> Result<(), DbError> {
-        run!(self, writer, recordings::close(&recording, true))
+        run!(self, writer, recordings::close(&recording))
     }
 
     pub async fn add_measurements(&self, measurements: Vec<NewMeasurement>) -> Result<(), DbError> {

@@ -2,11 +2,13 @@
 
 pub mod egresses;
 pub mod events;
+pub mod seals;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::prelude::{Queryable, Selectable};
 use serde::{Deserialize, Serialize};
 
+use self::seals::Seal;
 use super::schema::{measurements, participants, recordings, segments, sessions, tracks};
 use crate::audio::format::PcmFormat;
 use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, ServerId, TicketId, TrackSid};
@@ -15,7 +17,7 @@ use crate::session::plan;
 use crate::session::rules::Rules;
 
 /// Why a segment ended. Stored and shown by these names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum EndReason {
     /// The sender closed as LiveKit does.
@@ -198,8 +200,10 @@ pub struct MeasurementRow {
 /// What the handshake must know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admission {
-    /// The active session of the room.
+    /// The active session of the room, for who names no meeting.
     pub meeting: Option<MeetingId>,
+    /// Of the session that the recording belongs to.
+    pub session_started_at: Option<DateTime<Utc>>,
     pub ticket_spent: bool,
 }
 
@@ -250,10 +254,11 @@ pub struct ClosedSegment {
     pub ended_at: DateTime<Utc>,
     pub reason: EndReason,
     pub gaps: Vec<Gap>,
+    pub seal: Seal,
 }
 
 /// A stretch of a segment that holds no audio of the sender, or a place where some was left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Gap {
     pub start_frame: u64,
@@ -262,7 +267,7 @@ pub struct Gap {
     pub reason: GapReason,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum GapReason {
     /// The disk was too slow for too long: the audio is lost, its length is kept.

@@ -66,9 +66,9 @@ async fn open(request: HttpRequest, payload: web::Payload, peer: &str, doors: we
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let (format, from_livekit) = (query.format(content_type), is_livekit(content_type));
 
-    let meeting = admit(&query, ticket.as_ref().map(|(id, _)| id.clone()), &doors).await?;
+    let (meeting, session_started_at) = admit(&query, ticket.as_ref().map(|(id, _)| id.clone()), &doors).await?;
     storage_is_ready(&doors).await?;
-    let identity = TrackIdentity { meeting, room: query.room, participant: query.participant, track: query.track };
+    let identity = TrackIdentity { meeting, room: query.room, participant: query.participant, track: query.track, session_started_at };
     let stats = TrackStats::new(format, Arc::clone(&doors.tracks.totals));
     let stats = Arc::new(match query.mix {
         Some(Mix::Mono) if format.channels == 2 => stats.mixed_down(),
@@ -136,17 +136,17 @@ fn authenticate(query: IngestQuery, doors: &Doors) -> Result<(IngestQuery, Optio
 }
 
 /// Asks the database whether the ticket is spent and which meeting the room has, but not for long.
-async fn admit(query: &IngestQuery, ticket: Option<TicketId>, doors: &Doors) -> Result<MeetingId, ApiError> {
+async fn admit(query: &IngestQuery, ticket: Option<TicketId>, doors: &Doors) -> Result<(MeetingId, Option<DateTime<Utc>>), ApiError> {
     let admission = doors.tracks.store.admit(query.room.clone(), query.meeting.clone(), ticket);
-    let active = match tokio::time::timeout(ADMISSION_DEADLINE, admission).await {
+    let (active, session_started_at) = match tokio::time::timeout(ADMISSION_DEADLINE, admission).await {
         Ok(Ok(admission)) if admission.ticket_spent => return Err(ApiError::unauthorized()),
-        Ok(Ok(admission)) => admission.meeting,
+        Ok(Ok(admission)) => (admission.meeting, admission.session_started_at),
         late_or_failed => {
             log::warn!("a connection is let in without the database's word late={}", late_or_failed.is_err());
-            doors.registry.send(GetRememberedMeeting(query.room.clone())).await?
+            (doors.registry.send(GetRememberedMeeting(query.room.clone())).await?, None)
         }
     };
-    Ok(query.meeting.clone().or(active).unwrap_or_else(|| MeetingId::new(query.room.as_str())))
+    Ok((query.meeting.clone().or(active).unwrap_or_else(|| MeetingId::new(query.room.as_str())), session_started_at))
 }
 
 /// Whether a recording can be begun.

@@ -1,12 +1,15 @@
 //! Bytes to disk: names that no sender can abuse, and files that are valid WAV at every instant.
 
 pub mod disk;
+pub mod hash;
 pub mod joined;
+pub mod lock;
 pub mod path;
 pub mod pipeline_log;
 pub mod repair;
 pub mod root;
 pub mod segment_file;
 pub mod segment_reader;
+pub mod sidecar;
 pub mod syncer;
 pub mod wav_header;

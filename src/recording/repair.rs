@@ -1,65 +1,219 @@
-//! Makes a file that a crash left behind say its true length.
+//! Makes files that a crash left behind say their true length, and seals them.
+//!
+//! A file without a sidecar was interrupted. Header first, then the disk, then the sidecar: killed at any point, the next repair comes to the same end. What was
+//! found out before anything changed is kept in the sidecar's draft, since the file's own time is the repair's afterwards. Nothing is deleted.
 
-use std::fs::OpenOptions;
+mod batch;
+mod walk;
+
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use super::segment_file::Sealed;
+use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
+
+use super::lock;
+use super::root::rename_without_replacing;
+use super::sidecar::{self, MediaFormat, Sidecar, no_follow};
 use super::wav_header::{self, HEADER_BYTES};
 use crate::audio::format::PcmFormat;
+use crate::ids::SegmentId;
 
-/// What a file of an earlier run holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Repaired {
-    pub format: PcmFormat,
-    pub sealed: Sealed,
+pub use batch::repair_all;
+pub use walk::{Adopted, Found, adopt, look};
+
+/// What a power cut may take: a second of audio that waits for its sync, and a sync that takes as long.
+const UNSYNCED: Duration = Duration::from_secs(2);
+/// Behind the name of a file that is too short to hold anything.
+const BAD: &str = "bad";
+
+/// A file that may have been interrupted, and what is known of it elsewhere.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupted {
+    pub path: PathBuf,
+    pub segment_id: Option<SegmentId>,
+    pub meeting_id: Option<String>,
+    pub room_name: Option<String>,
+    pub participant: Option<String>,
+    pub track_sid: Option<String>,
+    /// For a header that never reached the disk.
+    pub format: Option<PcmFormat>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub session_started_at: Option<DateTime<Utc>>,
+    /// How it ended; else it `crashed`.
+    pub end_reason: Option<&'static str>,
 }
 
-/// Declares every whole frame that the file holds and cuts off a torn one. Running it twice changes nothing.
+impl Interrupted {
+    /// Of which only the file is known.
+    pub fn file(path: PathBuf) -> Self {
+        Self { path, ..Self::default() }
+    }
+}
+
+/// What became of a file.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// It is sealed now.
+    Recovered(Box<Sidecar>),
+    /// It was already.
+    Sealed(Box<Sidecar>),
+    /// It is shorter than a header. Kept under this name.
+    Bad(PathBuf),
+    /// Another process writes it.
+    InUse,
+}
+
+/// Whether anything is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Repair,
+    DryRun,
+}
+
+/// Repairs one file by itself.
 ///
 /// # Errors
-/// What the file system says, or [`io::ErrorKind::InvalidData`] for a file that this program did not write.
-pub fn repair(path: &Path) -> io::Result<Repaired> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
+/// What the file system says, or [`io::ErrorKind::InvalidData`] for a file that this program did not write, which is left as it is.
+pub fn repair(interrupted: Interrupted) -> io::Result<Outcome> {
+    match mend(&interrupted, Mode::Repair, booted_at())? {
+        Mended::Ready(outcome) => Ok(outcome),
+        Mended::Unsynced(unsynced) => {
+            unsynced.file.sync_all()?;
+            unsynced.sidecar.write(&unsynced.path)?;
+            Ok(Outcome::Recovered(unsynced.sidecar))
+        }
+    }
+}
+
+/// A file as it is between the two syncs.
+enum Mended {
+    Ready(Outcome),
+    Unsynced(Unsynced),
+}
+
+/// Its sidecar waits as a draft. The file stays locked.
+struct Unsynced {
+    file: File,
+    path: PathBuf,
+    sidecar: Box<Sidecar>,
+}
+
+/// Declares every whole frame that the file holds and cuts off a torn one.
+fn mend(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) -> io::Result<Mended> {
+    let path = &interrupted.path;
+    let file = no_follow(OpenOptions::new().read(true).write(mode == Mode::Repair)).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(invalid("it is no file"));
+    }
+    if !lock::hold(&file)? {
+        return Ok(Mended::Ready(Outcome::InUse));
+    }
+    // Asked under the lock, which a writer holds until its sidecar is there.
+    if let Some(sealed) = Sidecar::read(path)? {
+        return Ok(Mended::Ready(Outcome::Sealed(Box::new(sealed))));
+    }
+    let Some(data) = metadata.len().checked_sub(HEADER_BYTES) else {
+        return Ok(Mended::Ready(Outcome::Bad(set_aside(path, mode)?)));
+    };
     let mut header = [0; 44];
     file.read_exact_at(&mut header, 0)?;
-    let format = wav_header::decode(&header).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the header is not one of ours"))?;
-    let data = (file.metadata()?.len() - HEADER_BYTES).min(wav_header::MAX_DATA_BYTES);
-    let frames = format.frames(data);
+    let known = interrupted.format.filter(|_| header == [0; 44]);
+    let format = wav_header::format_of(&header).or(known).ok_or_else(|| invalid("the header is not one of ours"))?;
+    let frames = format.frames(data.min(wav_header::MAX_DATA_BYTES));
     let bytes = frames * format.frame_bytes();
-    file.set_len(HEADER_BYTES + bytes)?;
-    file.write_all_at(&wav_header::encode(format, bytes), 0)?;
-    file.sync_all()?;
-    Ok(Repaired { format, sealed: Sealed { frames, bytes } })
+    let sidecar = Box::new(describe(interrupted, format, frames, metadata.modified()?, booted_at));
+    if mode == Mode::DryRun {
+        return Ok(Mended::Ready(Outcome::Recovered(sidecar)));
+    }
+    sidecar.draft(path)?;
+    // What lies past the longest file that a header can declare is audio too, and stays.
+    if data < bytes + format.frame_bytes() {
+        file.set_len(HEADER_BYTES + bytes)?;
+    }
+    let whole = wav_header::encode(format, bytes);
+    if header != whole {
+        file.write_all_at(&whole, 0)?;
+    }
+    Ok(Mended::Unsynced(Unsynced { file, path: path.clone(), sidecar }))
+}
+
+fn describe(interrupted: &Interrupted, format: PcmFormat, frames: u64, modified: SystemTime, booted_at: Option<SystemTime>) -> Sidecar {
+    let path = &interrupted.path;
+    let length = format.duration_of_frames(frames);
+    // An earlier repair that was killed may have written to the file: what it had found out counts.
+    let earlier = Sidecar::read_draft(path).filter(|earlier| earlier.recovered && earlier.frames == frames);
+    let survived = booted_at.is_some_and(|booted_at| modified >= booted_at);
+    let tail = if survived { Duration::ZERO } else { UNSYNCED.min(length) };
+    let ended_at = earlier.as_ref().map_or_else(|| DateTime::from(modified), |earlier| earlier.ended_at);
+    let started_at = interrupted.started_at.or_else(|| named_time(path));
+    let started_at = started_at.unwrap_or_else(|| ended_at - TimeDelta::from_std(length).unwrap_or_default());
+    let session_offset = interrupted.session_started_at.map(|session| (started_at - session).num_milliseconds());
+    Sidecar {
+        version: sidecar::VERSION,
+        file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        segment_id: interrupted.segment_id.clone(),
+        meeting_id: interrupted.meeting_id.clone(),
+        room_name: interrupted.room_name.clone(),
+        participant: interrupted.participant.clone(),
+        track_sid: interrupted.track_sid.clone(),
+        format: MediaFormat::Wav,
+        sample_rate: Some(format.sample_rate),
+        channels: Some(format.channels),
+        width: None,
+        height: None,
+        frames,
+        bytes: frames * format.frame_bytes(),
+        started_at,
+        ended_at,
+        session_offset_ms: session_offset,
+        drift_ppm: None,
+        gaps: Vec::new(),
+        mute_spans: Vec::new(),
+        end_reason: interrupted.end_reason.unwrap_or("crashed").to_owned(),
+        recovered: true,
+        suspect: earlier.as_ref().is_some_and(|earlier| earlier.suspect),
+        tail_unverified_ms: earlier.map_or_else(|| u64::try_from(tail.as_millis()).unwrap_or(u64::MAX), |earlier| earlier.tail_unverified_ms),
+        sha256: None,
+    }
+}
+
+/// The time in a name of ours.
+fn named_time(path: &Path) -> Option<DateTime<Utc>> {
+    let name = path.file_name()?.to_str()?;
+    NaiveDateTime::parse_from_str(name.get(..20)?, "%Y%m%dT%H%M%S%.3fZ").ok().map(|time| time.and_utc())
+}
+
+/// Gives a file that holds nothing another name, behind which nobody looks for a WAV file.
+fn set_aside(path: &Path, mode: Mode) -> io::Result<PathBuf> {
+    for number in 0..1_000 {
+        let mut name = path.as_os_str().to_owned();
+        name.push(if number == 0 { format!(".{BAD}") } else { format!(".{number}.{BAD}") });
+        let aside = PathBuf::from(name);
+        if mode == Mode::DryRun {
+            return Ok(aside);
+        }
+        match rename_without_replacing(path, &aside) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            renamed => return renamed.map(|()| aside),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// When this machine was started. What was written since then is in the page cache, were it not on the disk.
+fn booted_at() -> Option<SystemTime> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}
+
+fn invalid(problem: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, problem)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lagging_header_and_a_torn_frame_are_mended_once_and_for_all() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("x.wav");
-        let mut file = wav_header::encode(PcmFormat::LIVEKIT, 8).to_vec();
-        file.extend([7; 4 * 10 + 3]);
-        std::fs::write(&path, &file).expect("written");
-        for _ in 0..2 {
-            let repaired = repair(&path).expect("repaired");
-            assert_eq!(repaired, Repaired { format: PcmFormat::LIVEKIT, sealed: Sealed { frames: 10, bytes: 40 } });
-            assert_eq!(hound::WavReader::open(&path).expect("a WAV file").duration(), 10);
-        }
-    }
-
-    #[test]
-    fn foreign_and_short_files_are_left_alone() {
-        let dir = tempfile::tempdir().expect("a directory");
-        for (name, content) in [("short.wav", vec![1; 20]), ("foreign.wav", vec![1; 200])] {
-            let path = dir.path().join(name);
-            std::fs::write(&path, &content).expect("written");
-            assert!(repair(&path).is_err());
-            assert_eq!(std::fs::read(&path).expect("read"), content);
-        }
-    }
-}
+mod tests;

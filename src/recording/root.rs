@@ -7,6 +7,7 @@
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -184,15 +185,7 @@ impl Directory {
     /// # Errors
     /// What the file system says; [`io::ErrorKind::AlreadyExists`] for a name that is taken.
     pub fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
-        let (from, to) = (single(from)?, single(to)?);
-        match rustix::fs::renameat_with(&self.0, from, &self.0, to, RenameFlags::NOREPLACE) {
-            // Some network and FUSE file systems lack the flag: a hard link refuses a taken name too.
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                rustix::fs::linkat(&self.0, from, &self.0, to, AtFlags::empty())?;
-                Ok(rustix::fs::unlinkat(&self.0, from, AtFlags::empty())?)
-            }
-            outcome => Ok(outcome?),
-        }
+        rename_at(&*self.0, single(from)?, single(to)?)
     }
 
     /// Puts a file in the place of whatever has its name.
@@ -222,6 +215,22 @@ impl Directory {
     /// The directory as a file that can be synced.
     pub fn handle(&self) -> Arc<File> {
         Arc::clone(&self.0)
+    }
+}
+
+/// Gives a file another name, which must be free.
+pub(super) fn rename_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
+    rename_at(rustix::fs::CWD, from, to)
+}
+
+fn rename_at(directory: impl AsFd, from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(&directory, from, &directory, to, RenameFlags::NOREPLACE) {
+        // Some network and FUSE file systems lack the flag: a hard link refuses a taken name too.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            rustix::fs::linkat(&directory, from, &directory, to, AtFlags::empty())?;
+            Ok(rustix::fs::unlinkat(&directory, from, AtFlags::empty())?)
+        }
+        outcome => Ok(outcome?),
     }
 }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 
+use super::lock;
 use super::path::SegmentName;
 use super::root::{Directory, Root};
 use super::syncer::{Syncer, Watched};
@@ -68,6 +69,7 @@ pub struct SegmentFile {
     directory: Directory,
     /// Relative to the audio directory.
     relative: PathBuf,
+    started_at: DateTime<Utc>,
     format: PcmFormat,
     data_bytes: u64,
     /// How far the file has been written or extended.
@@ -85,9 +87,13 @@ impl SegmentFile {
     pub fn create(root: &Root, name: &SegmentName, time: DateTime<Utc>, format: PcmFormat, first: &[Piece], syncer: &Syncer) -> io::Result<Self> {
         let directory = root.make_directory(&name.directory())?;
         let unfinished = format!(".{}.new", crate::ids::new_row_id());
-        let file = Arc::new(directory.create_new(&unfinished)?);
+        let file = directory.create_new(&unfinished)?;
+        // Nobody else can hold a file that has just been made; a repair leaves it alone from here on.
+        lock::hold(&file)?;
+        let file = Arc::new(file);
         let watched = syncer.watch(Arc::clone(&file))?;
-        let mut segment = Self { file, watched, directory, relative: PathBuf::new(), format, data_bytes: 0, file_bytes: 0, moved: None };
+        let mut segment =
+            Self { file, watched, directory, relative: PathBuf::new(), started_at: time, format, data_bytes: 0, file_bytes: 0, moved: None };
         let made = segment.append(first).and_then(|()| {
             (0..1000)
                 .map(|bump| name.file(time + TimeDelta::milliseconds(bump)))
@@ -119,6 +125,19 @@ impl SegmentFile {
 
     pub fn format(&self) -> PcmFormat {
         self.format
+    }
+
+    /// When the first sample came.
+    pub fn started_at(&self) -> DateTime<Utc> {
+        self.started_at
+    }
+
+    /// Keeps repairs away for as long as it is held, also from the sealed file.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn held(&self) -> io::Result<File> {
+        self.file.try_clone()
     }
 
     /// Bytes of PCM so far.

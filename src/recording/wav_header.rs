@@ -45,6 +45,17 @@ pub fn decode(header: &[u8; 44]) -> Option<PcmFormat> {
     declared(header).map(|(format, _)| format)
 }
 
+/// Reads the format back, whatever the header says of sizes: a crash, or another program, may have left any there.
+pub fn format_of(header: &[u8; 44]) -> Option<PcmFormat> {
+    let mut sized = *header;
+    for (start, bytes) in [(4, 36u32.to_le_bytes()), (40, [0; 4])] {
+        for (slot, byte) in sized.iter_mut().skip(start).zip(bytes) {
+            *slot = byte;
+        }
+    }
+    decode(&sized)
+}
+
 /// Reads the format and the bytes of PCM back. `None` for anything that [`encode`] did not write.
 pub fn declared(header: &[u8; 44]) -> Option<(PcmFormat, u64)> {
     let [.., c0, c1, r0, r1, r2, r3, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = *header;

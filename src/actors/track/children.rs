@@ -44,7 +44,7 @@ pub(super) enum ChildKind {
 impl TrackActor {
     pub(super) fn start_children(&mut self, ctx: &mut Context<Self>) {
         let resources = Arc::clone(&self.params.resources);
-        let TrackIdentity { meeting, room, participant, track } = &self.params.identity;
+        let TrackIdentity { meeting, room, participant, track, session_started_at } = &self.params.identity;
         let log = resources.pipeline_log.of_track(meeting.as_str(), participant.as_ref().map(Identity::as_str), track.as_ref().map(TrackSid::as_str));
         let name = SegmentName {
             meeting: meeting.as_str().to_owned(),
@@ -53,7 +53,8 @@ impl TrackActor {
             track: track.clone().map(TrackSid::into_string),
         };
         let (rows, stats, shared) = (self.rows.clone(), Arc::clone(&self.params.stats), Arc::clone(&resources));
-        let (segment, clock) = (Rc::clone(&self.segment), self.params.clock);
+        let (segment, taken, session_started_at) = (Rc::clone(&self.segment), Arc::clone(&self.taken), *session_started_at);
+        let clock = self.params.clock;
         let (writer, writer_runs) = Child::start(WRITER_RESTARTS, move || {
             let id = SegmentId::fresh();
             segment.replace(id.clone());
@@ -62,7 +63,10 @@ impl TrackActor {
                 root: shared.root.clone(),
                 name: name.clone(),
                 format: stats.recorded_format(),
+                session_started_at,
                 rows: rows.clone(),
+                stats: Arc::clone(&stats),
+                taken: Arc::clone(&taken),
                 lag: Arc::clone(&shared.lag),
                 clock,
                 syncer: shared.syncer.clone(),
@@ -143,6 +147,10 @@ impl TrackActor {
             ChildKind::Writer => {
                 if self.children.as_ref().is_some_and(|children| children.writer.generation() == generation) {
                     self.rows.segment_abandoned(self.segment.borrow().clone());
+                    // It cannot tell what it took in: all that does not wait.
+                    let waiting = self.params.stats.recorded_format().frames(self.params.stats.spooled_bytes.load(Relaxed));
+                    let received = self.params.stats.format().frames(self.params.stats.received_bytes.load(Relaxed));
+                    self.taken.store(received.saturating_sub(waiting), Relaxed);
                 }
                 self.replace_failed_writer(generation, "it panicked", ctx);
             }
@@ -185,7 +193,8 @@ impl TrackActor {
                 track.on(TrackEvent::End(EndReason::Failed), ctx);
             }
         }));
-        let finished = async move { old.send(FinishSegment { reason }).await };
+        let finish = FinishSegment { reason, mute_spans: self.muted_frames() };
+        let finished = async move { old.send(finish).await };
         ctx.spawn(finished.into_actor(self).map(move |finished, track, _| {
             if let Err(error) = finished {
                 // A dead writer cannot finish: the rows' task measures the file itself.

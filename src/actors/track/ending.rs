@@ -74,10 +74,11 @@ impl TrackActor {
                 }
                 track.finish_analysis(reason, ctx);
                 let writer = track.children.as_ref().map(|children| children.writer.addr().clone());
+                let finish = FinishSegment { reason, mute_spans: track.muted_frames() };
                 let earlier = join_all(std::mem::take(&mut track.sealing));
                 let last = async move {
                     if let Some(writer) = writer
-                        && let Err(error) = writer.send(FinishSegment { reason }).await
+                        && let Err(error) = writer.send(finish).await
                     {
                         // It is dead and has sealed nothing: the rows' task measures the file.
                         log::warn!("a segment was not finished by its writer error={error}");

@@ -18,7 +18,8 @@ use crate::db::rows::{ClosedSegment, EndReason, MuteSpan, NewMeasurement, NewRec
 use crate::db::{DbError, Store};
 use crate::ids::{Identity, MeetingId, RoomName, SegmentId, TicketId, TrackSid};
 use crate::recording::path::below;
-use crate::recording::repair::repair;
+use crate::recording::repair::{Interrupted, Outcome, repair};
+use crate::sealing::closed_by;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Replies of an analysis service that wait for the database: ten minutes of them, in groups of 2 s.
@@ -32,6 +33,8 @@ pub struct TrackIdentity {
     pub room: RoomName,
     pub participant: Option<Identity>,
     pub track: Option<TrackSid>,
+    /// Of the session that the recording belongs to, if one is known.
+    pub session_started_at: Option<DateTime<Utc>>,
 }
 
 /// A file that has just been made.
@@ -221,7 +224,7 @@ impl Keeper {
 
     async fn open_segment(&mut self, segment: OpenedSegment) {
         if self.recording.is_none() {
-            let TrackIdentity { meeting, room, participant, track } = self.identity.clone();
+            let TrackIdentity { meeting, room, participant, track, .. } = self.identity.clone();
             let new = NewRecording { meeting, room, participant, track, started_at: segment.started_at };
             self.recording = self.insist("recording", |store| store.open_recording(new.clone())).await;
         }
@@ -261,22 +264,29 @@ impl Keeper {
     /// Writers that died have left their segments open: the files themselves know their length.
     async fn close_abandoned(&self, segments: Vec<OpenedSegment>) {
         for segment in segments {
-            let path = below(&self.audio_dir, &segment.path);
-            let repaired = tokio::task::spawn_blocking(move || path.map(|path| repair(&path))).await;
-            let Ok(Some(Ok(repaired))) = repaired else {
-                log::error!("a segment whose writer died cannot be read segment_id={} path={:?}", segment.id, segment.path);
+            let interrupted = self.interrupted(&segment);
+            let repaired = tokio::task::spawn_blocking(move || repair(interrupted)).await;
+            let Ok(Ok(Outcome::Recovered(sidecar) | Outcome::Sealed(sidecar))) = repaired else {
+                log::error!("a segment whose writer died cannot be read segment_id={} path={:?} outcome={repaired:?}", segment.id, segment.path);
                 continue;
             };
-            let closed = ClosedSegment {
-                id: segment.id,
-                format: repaired.format,
-                frames: repaired.sealed.frames,
-                bytes: repaired.sealed.bytes,
-                ended_at: Utc::now(),
-                reason: EndReason::Failed,
-                gaps: Vec::new(),
-            };
+            let closed = closed_by(segment.id, &sidecar);
             self.insist("segment", |store| store.close_segment(closed.clone())).await;
+        }
+    }
+
+    fn interrupted(&self, segment: &OpenedSegment) -> Interrupted {
+        Interrupted {
+            path: below(&self.audio_dir, &segment.path).unwrap_or_default(),
+            segment_id: Some(segment.id.clone()),
+            meeting_id: Some(self.identity.meeting.as_str().to_owned()),
+            room_name: Some(self.identity.room.as_str().to_owned()),
+            participant: self.identity.participant.clone().map(Identity::into_string),
+            track_sid: self.identity.track.clone().map(TrackSid::into_string),
+            format: Some(segment.format),
+            started_at: Some(segment.started_at),
+            session_started_at: self.identity.session_started_at,
+            end_reason: Some(EndReason::Failed.as_str()),
         }
     }
 

@@ -117,8 +117,13 @@ impl Stage {
     }
 
     async fn track(&self, sid: &str) -> Track {
-        let identity =
-            TrackIdentity { meeting: MeetingId::new("RM"), room: RoomName::new("room"), participant: None, track: Some(TrackSid::new(sid)) };
+        let identity = TrackIdentity {
+            meeting: MeetingId::new("RM"),
+            room: RoomName::new("room"),
+            participant: None,
+            track: Some(TrackSid::new(sid)),
+            session_started_at: None,
+        };
         let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT, Arc::default()));
         let reserve = crate::actors::session_registry::ReserveTrack {
             identity: identity.clone(),

@@ -8,6 +8,7 @@ pub mod events;
 pub mod measurements;
 pub mod probe;
 pub mod recordings;
+pub mod seals;
 pub mod segments;
 pub mod sessions;
 pub mod tracks;

@@ -27,11 +27,21 @@ pub async fn admit(
         }
         None => false,
     };
-    let meeting = match meeting {
-        Some(_) => None,
-        None => sessions::active_of_room(connection, room).await?.map(|session| MeetingId::new(session.meeting_id)),
+    // As for a recording: a sender may name any meeting, and only one of its own room is its session.
+    let named = match meeting {
+        Some(meeting) => sessions::find(connection, meeting).await?.filter(|session| session.room_name == room.as_str()),
+        None => None,
     };
-    Ok(Admission { meeting, ticket_spent })
+    let session = match named {
+        Some(session) => Some(session),
+        None => sessions::active_of_room(connection, room).await?,
+    };
+    let session_started_at = session.as_ref().map(|session| session.started_at.and_utc());
+    Ok(Admission {
+        meeting: session.filter(|_| meeting.is_none()).map(|session| MeetingId::new(session.meeting_id)),
+        session_started_at,
+        ticket_spent,
+    })
 }
 
 /// A connection of a known track continues that track's recording in the meeting; one that names no track starts its own.
@@ -249,8 +259,15 @@ async fn write_facts(connection: &mut Connection, track: &str, facts: &TrackFact
 }
 
 /// Ends a recording when its last open segment has ended, at the time of that. One that missed its session while both were made finds it.
-/// Of an earlier run, also one whose first file was never made.
-pub async fn close(connection: &mut Connection, recording: &RecordingId, of_earlier_run: bool) -> Result<(), DbError> {
+pub async fn close(connection: &mut Connection, recording: &RecordingId) -> Result<(), DbError> {
+    if let Some(session) = end(connection, recording, false).await? {
+        transaction!(connection, async |connection| link(connection, &session).await)?;
+    }
+    Ok(())
+}
+
+/// The same, but for the session, which is to be linked. Of an earlier run, also one whose first file was never made.
+pub async fn end(connection: &mut Connection, recording: &RecordingId, of_earlier_run: bool) -> Result<Option<SessionRow>, DbError> {
     let of_recording = segments::table.filter(segments::recording_id.eq(recording.as_str()));
     let ends: Vec<Option<chrono::NaiveDateTime>> = of_recording.select(segments::ended_at).load(connection).await?;
     let this = recordings::table.filter(recordings::id.eq(recording.as_str()));
@@ -258,14 +275,11 @@ pub async fn close(connection: &mut Connection, recording: &RecordingId, of_earl
     if let Some(ended_at) = ends.into_iter().collect::<Option<Vec<_>>>().and_then(|ends| ends.into_iter().max().or(started_at)) {
         let row: RecordingRow =
             diesel::update(this).set(recordings::ended_at.eq(ended_at)).returning(RecordingRow::as_returning()).get_result(connection).await?;
-        if row.session_id.is_none()
-            && let Some(session) =
-                sessions::of_room_during(connection, &row.room_name, row.started_at - CLOCK_LEEWAY, ended_at + CLOCK_LEEWAY).await?
-        {
-            transaction!(connection, async |connection| link(connection, &session).await)?;
+        if row.session_id.is_none() {
+            return sessions::of_room_during(connection, &row.room_name, row.started_at - CLOCK_LEEWAY, ended_at + CLOCK_LEEWAY).await;
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Recordings that have not ended, of this server.

@@ -4,7 +4,7 @@ use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::RunQueryDsl;
 
-use super::Connection;
+use super::{Connection, seals};
 use crate::db::DbError;
 use crate::db::rows::{ClosedSegment, Host, NewSegment, SegmentRow};
 use crate::db::schema::{recordings, segments};
@@ -44,8 +44,13 @@ pub async fn open(connection: &mut Connection, new: &NewSegment, host: &Host) ->
     }
 }
 
-/// Idempotent: the first ending stays.
+/// Idempotent: the first ending stays, and the seal that came with it.
 pub async fn close(connection: &mut Connection, closed: &ClosedSegment) -> Result<(), DbError> {
+    transaction!(connection, async |connection| close_one(connection, closed).await)
+}
+
+/// In the caller's transaction.
+pub async fn close_one(connection: &mut Connection, closed: &ClosedSegment) -> Result<(), DbError> {
     let gaps = serde_json::to_string(&closed.gaps).map_err(|error| DbError::Unreadable(error.to_string()))?;
     let changes = (
         segments::sample_rate.eq(small(closed.format.sample_rate)),
@@ -57,7 +62,9 @@ pub async fn close(connection: &mut Connection, closed: &ClosedSegment) -> Resul
         segments::gaps.eq(gaps),
     );
     let open = segments::table.filter(segments::id.eq(closed.id.as_str())).filter(segments::ended_at.is_null());
-    diesel::update(open).set(changes).execute(connection).await?;
+    if diesel::update(open).set(changes).execute(connection).await? == 1 {
+        seals::add(connection, &closed.id, &closed.seal).await?;
+    }
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Recordings and their segments.
 
+use std::collections::BTreeMap;
+
 use actix_web::web::{self, Json};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -7,6 +9,7 @@ use serde_json::value::RawValue;
 use super::page::{Listed, PageQuery, timestamp};
 use super::sessions::stored_json;
 use super::timeline::{format_of, measured, spans_of};
+use crate::db::rows::seals::SealRow;
 use crate::db::rows::{RecordingRow, SegmentRow};
 use crate::http::Doors;
 use crate::http::error::ApiError;
@@ -73,8 +76,19 @@ pub struct Segment {
     end_reason: Option<String>,
     /// Within the segment.
     gaps: Box<RawValue>,
+    /// These are known once it is sealed.
+    recovered: Option<bool>,
+    suspect: Option<bool>,
+    tail_unverified_ms: Option<i64>,
+    session_offset_ms: Option<i64>,
+    drift_ppm: Option<f64>,
+    /// Follows in the background.
+    sha256: Option<String>,
     media: String,
 }
+
+/// By the ids of their segments.
+type Seals = BTreeMap<String, SealRow>;
 
 /// `GET /api/v1/recordings?meetingId=&limit=&cursor=`, newest first.
 pub async fn list(query: web::Query<RecordingQuery>, doors: web::Data<Doors>) -> Result<Json<Listed<Recording>>, ApiError> {
@@ -83,12 +97,14 @@ pub async fn list(query: web::Query<RecordingQuery>, doors: web::Data<Doors>) ->
     let page = PageQuery { limit, cursor };
     let mut rows = doors.tracks.store.recordings(meeting, page.page("recordings")?).await?;
     let next_cursor = page.cut("recordings", &mut rows, |row| (row.started_at, row.id.clone()))?;
-    let segments = doors.tracks.store.segments_of(rows.iter().map(|row| row.id.clone()).collect()).await?;
+    let ids: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
+    let segments = doors.tracks.store.segments_of(ids.clone()).await?;
+    let mut seals = doors.tracks.store.seals_of(ids).await?;
     let mut segments = measured(segments, &doors.tracks.root).await?;
     let items = rows.into_iter().map(|row| {
         let (own, others) = segments.drain(..).partition(|segment| segment.recording_id == row.id);
         segments = others;
-        Recording::new(row, own)
+        Recording::new(row, own, &mut seals)
     });
     Ok(Json(Listed { items: items.collect::<Result<_, _>>()?, next_cursor }))
 }
@@ -97,8 +113,9 @@ pub async fn list(query: web::Query<RecordingQuery>, doors: web::Data<Doors>) ->
 pub async fn show(id: web::Path<String>, doors: web::Data<Doors>) -> Result<Json<Recording>, ApiError> {
     let row = doors.tracks.store.recording(RecordingId::new(id.into_inner())).await?.ok_or_else(|| ApiError::not_found("recording"))?;
     let segments = doors.tracks.store.segments_of(vec![row.id.clone()]).await?;
+    let mut seals = doors.tracks.store.seals_of(vec![row.id.clone()]).await?;
     let segments = measured(segments, &doors.tracks.root).await?;
-    Ok(Json(Recording::new(row, segments)?))
+    Ok(Json(Recording::new(row, segments, &mut seals)?))
 }
 
 /// Where a segment's file is served.
@@ -107,11 +124,12 @@ pub fn media_path(segment: &str) -> String {
 }
 
 impl Recording {
-    fn new(row: RecordingRow, rows: Vec<SegmentRow>) -> Result<Self, ApiError> {
+    fn new(row: RecordingRow, rows: Vec<SegmentRow>, seals: &mut Seals) -> Result<Self, ApiError> {
         let spans = spans_of(&rows);
         let (mut segments, mut gaps) = (Vec::<Segment>::new(), Vec::new());
         for (row, span) in rows.into_iter().zip(spans) {
-            let segment = Segment::new(row, span)?;
+            let seal = seals.remove(&row.id);
+            let segment = Segment::new(row, seal, span)?;
             if let Some(before) = segments.last().filter(|_| span.gap > 0) {
                 gaps.push(GapBetween { start_ms: before.end_ms, end_ms: segment.start_ms, reason: before.end_reason.clone() });
             }
@@ -135,7 +153,7 @@ impl Recording {
 }
 
 impl Segment {
-    fn new(row: SegmentRow, span: Span) -> Result<Self, ApiError> {
+    fn new(row: SegmentRow, seal: Option<SealRow>, span: Span) -> Result<Self, ApiError> {
         let format = format_of(&row);
         #[expect(clippy::as_conversions, reason = "frames of one file are below 2^31: exact in an f64")]
         let seconds = row.frames as f64 / f64::from(format.sample_rate);
@@ -155,6 +173,12 @@ impl Segment {
             ended_at: row.ended_at.map(timestamp),
             end_reason: row.end_reason,
             gaps: stored_json(row.gaps)?,
+            recovered: seal.as_ref().map(|seal| seal.recovered),
+            suspect: seal.as_ref().map(|seal| seal.suspect),
+            tail_unverified_ms: seal.as_ref().map(|seal| seal.tail_unverified_ms),
+            session_offset_ms: seal.as_ref().and_then(|seal| seal.session_offset_ms),
+            drift_ppm: seal.as_ref().and_then(|seal| seal.drift_ppm),
+            sha256: seal.and_then(|seal| seal.sha256),
         })
     }
 }

@@ -1,0 +1,147 @@
+//! The SHA-256 of finished files, which nobody waits for.
+//!
+//! One thread of the lowest priority reads file after file, writes what it found into the sidecar, and then into the row. Which files have none the rows tell, so a
+//! restart goes on where it was. A sidecar that is missing, because the disk was full when its file was sealed, is made of the row.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use super::sidecar_by_row;
+use crate::db::rows::seals::SegmentInContext;
+use crate::db::{DbError, Store};
+use crate::ids::SegmentId;
+use crate::recording::hash::sha256_of;
+use crate::recording::path::below;
+use crate::recording::sidecar::{MediaFormat, Sidecar};
+
+/// Rows that are read at once.
+const PAGE: i64 = 100;
+/// When what failed is tried again, if nothing else wakes the thread.
+const RETRY: Duration = Duration::from_secs(300);
+/// Of the thread: 19 yields to everything.
+const NICENESS: i32 = 19;
+
+/// Where the files of a format are.
+#[derive(Debug, Clone)]
+pub struct Shelf {
+    /// As rows name it.
+    pub format: &'static str,
+    pub media: MediaFormat,
+    pub directory: PathBuf,
+}
+
+/// The thread's handle. It ends with [`Hasher::stop`], or with the process.
+
+pub struct Hasher {
+    stop: Arc<AtomicBool>,
+    store: Store,
+}
+
+impl Hasher {
+    /// # Errors
+    /// When no thread can be made.
+    pub fn start(store: Store, shelves: Vec<Shelf>) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let stop = Arc::<AtomicBool>::default();
+        let worker = Worker { store: store.clone(), shelves, stop: Arc::clone(&stop), failed: HashSet::new() };
+        std::thread::Builder::new().name("hasher".to_owned()).spawn(move || {
+            // On Linux, none is the calling thread alone.
+            if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+                log::debug!("hashing has no low priority error={error}");
+            }
+            runtime.block_on(worker.run());
+        })?;
+        Ok(Self { stop, store })
+    }
+
+    /// Lets the thread end soon, in the middle of a file if need be. Returns at once.
+    pub fn stop(&self) {
+        self.stop.store(true, Relaxed);
+        self.store.note_segments_ended();
+    }
+}
+
+struct Worker {
+    store: Store,
+    shelves: Vec<Shelf>,
+    stop: Arc<AtomicBool>,
+    /// Files that could not be hashed, until they are tried again.
+    failed: HashSet<String>,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        while !self.stop.load(Relaxed) {
+            if let Err(error) = self.pass().await {
+                log::warn!("hashing waits for the database error={error}");
+            }
+            if self.stop.load(Relaxed) {
+                break;
+            }
+            if tokio::time::timeout(RETRY, self.store.segments_ended()).await.is_err() {
+                self.failed.clear();
+            }
+        }
+    }
+
+    /// Hashes whatever has no hash.
+    async fn pass(&mut self) -> Result<(), DbError> {
+        let formats: Vec<&'static str> = self.shelves.iter().map(|shelf| shelf.format).collect();
+        let mut after = String::new();
+        loop {
+            let rows = self.store.without_hash(formats.clone(), after, PAGE).await?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            after = last.segment.id.clone();
+            for row in rows {
+                if self.stop.load(Relaxed) {
+                    return Ok(());
+                }
+                let id = row.segment.id.clone();
+                if self.failed.contains(&id) {
+                    continue;
+                }
+                match self.hash(row) {
+                    Ok(Some(sha256)) => self.store.set_hash(SegmentId::new(id), sha256).await?,
+                    Ok(None) => return Ok(()),
+                    Err(error) => {
+                        // Who moved it away knows.
+                        let level = if error.kind() == io::ErrorKind::NotFound { log::Level::Debug } else { log::Level::Warn };
+                        log::log!(level, "a finished file cannot be hashed segment_id={id} error={error}");
+                        self.failed.insert(id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The digest, when the sidecar has it. `None` when told to stop.
+    fn hash(&self, row: SegmentInContext) -> io::Result<Option<String>> {
+        let shelf = self.shelves.iter().find(|shelf| shelf.format == row.segment.format).ok_or(io::ErrorKind::NotFound)?;
+        let path = below(&shelf.directory, &row.segment.path).ok_or(io::ErrorKind::InvalidInput)?;
+        let sidecar = match Sidecar::read(&path)? {
+            // Killed before the row had it.
+            Some(Sidecar { sha256: Some(sha256), .. }) => return Ok(Some(sha256)),
+            Some(sidecar) => sidecar,
+            None => by_row(row, shelf.media)?,
+        };
+        let started = Instant::now();
+        let Some(hashed) = sha256_of(&path, &self.stop)? else { return Ok(None) };
+        let sidecar = Sidecar { sha256: Some(hashed.sha256.clone()), ..sidecar };
+        sidecar.write(&path)?;
+        tell(&path, hashed.bytes, started.elapsed());
+        Ok(Some(hashed.sha256))
+    }
+}
+
+fn by_row(row: SegmentInContext, media: MediaFormat) -> io::Result<Sidecar> {
+    let ended_at = row.segment.ended_at.ok_or(io::ErrorKind::InvalidData)?.and_utc();
+    Ok(sidecar_by_row(row, media, ended_at))
+}
+
+fn tell(path: &Path, bytes: u64, took: Duration) {
+    log::debug!("hashed a finished file path={path:?} bytes={bytes} took_ms={}", took.as_millis());
+}

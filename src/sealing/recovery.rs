@@ -1,0 +1,144 @@
+//! What an earlier run of this server left open is sealed before anything else: the files know how long they are.
+//!
+//! Files first, then the sidecars, then the rows, each many at a time. Killed at any point, the next start comes to the same end.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+
+use super::closed_by;
+use crate::audio::format::PcmFormat;
+use crate::db::rows::seals::{Seal, SegmentInContext};
+use crate::db::rows::{ClosedSegment, EndReason};
+use crate::db::{DbError, Store};
+use crate::ids::{RecordingId, SegmentId};
+use crate::recording::path::below;
+use crate::recording::repair::{Adopted, Found, Interrupted, Mode, Outcome, adopt, look, repair_all};
+
+/// The format whose files are repaired here.
+const FORMAT: &str = "wav";
+/// Rows that one transaction ends: few commits, none of them long.
+const ROWS_AT_ONCE: usize = 250;
+
+/// Seals the files that an earlier run of this server left open, ends their rows, and seals those of which the database never heard.
+///
+/// # Errors
+/// What the database says. What is wrong with a file is logged.
+pub async fn recover(store: &Store, audio_dir: &Path) -> Result<(), DbError> {
+    let started = Instant::now();
+    let open = store.interrupted_segments(FORMAT).await?;
+    let unknown = files_without_rows(store, audio_dir, &open).await?;
+    let files: Vec<Interrupted> = open.iter().map(|row| interrupted(row, audio_dir)).chain(unknown.into_iter().map(Interrupted::file)).collect();
+    if !files.is_empty() {
+        let directory = audio_dir.to_owned();
+        let (files, outcomes) = tokio::task::spawn_blocking(move || {
+            let outcomes = repair_all(&directory, &files, Mode::Repair, drop);
+            (files, outcomes)
+        })
+        .await?;
+        let mut outcomes = outcomes.into_iter().zip(files);
+        let of_rows: Vec<_> = outcomes.by_ref().take(open.len()).collect();
+        let rows: Vec<ClosedSegment> = open.iter().zip(of_rows).filter_map(|(row, (outcome, file))| closed(row, outcome, &file.path)).collect();
+        for (outcome, file) in outcomes {
+            tell_of_unknown(outcome, &file.path);
+        }
+        let ended = rows.len();
+        for rows in rows.chunks(ROWS_AT_ONCE) {
+            store.close_segments(rows.to_vec()).await?;
+        }
+        log::warn!("closed the segments that an earlier run left open segments={ended} took_ms={}", started.elapsed().as_millis());
+    }
+    let recordings: Vec<RecordingId> = store.open_recordings().await?.into_iter().map(RecordingId::new).collect();
+    for recordings in recordings.chunks(ROWS_AT_ONCE) {
+        store.close_crashed_recordings(recordings.to_vec()).await?;
+    }
+    Ok(())
+}
+
+fn interrupted(row: &SegmentInContext, audio_dir: &Path) -> Interrupted {
+    let segment = &row.segment;
+    Interrupted {
+        // A path that leaves the directory is none: there is no such file.
+        path: below(audio_dir, &segment.path).unwrap_or_default(),
+        segment_id: Some(SegmentId::new(segment.id.clone())),
+        meeting_id: Some(row.meeting_id.clone()),
+        room_name: Some(row.room_name.clone()),
+        participant: row.participant.clone(),
+        track_sid: segment.track_sid.clone(),
+        format: format_of(row),
+        started_at: Some(segment.started_at.and_utc()),
+        session_started_at: row.session_started_at.map(|time| time.and_utc()),
+        end_reason: None,
+    }
+}
+
+fn format_of(row: &SegmentInContext) -> Option<PcmFormat> {
+    let format = PcmFormat { sample_rate: u32::try_from(row.segment.sample_rate).ok()?, channels: u16::try_from(row.segment.channels).ok()? };
+    (format.sample_rate > 0 && format.channels > 0).then_some(format)
+}
+
+/// How a row ends. `None` for one whose file another process writes.
+fn closed(row: &SegmentInContext, outcome: std::io::Result<Outcome>, path: &Path) -> Option<ClosedSegment> {
+    let id = SegmentId::new(row.segment.id.clone());
+    match outcome {
+        Ok(Outcome::Recovered(sidecar) | Outcome::Sealed(sidecar)) => return Some(closed_by(id, &sidecar)),
+        Ok(Outcome::InUse) => {
+            log::error!("a segment of an earlier run is being written by another process, and is left open segment_id={id} path={path:?}");
+            return None;
+        }
+        Ok(Outcome::Bad(aside)) => log::error!("a segment of an earlier run held nothing segment_id={id} kept_as={aside:?}"),
+        Err(error) => log::error!("a segment of an earlier run cannot be read segment_id={id} path={path:?} error={error}"),
+    }
+    let seal = Seal { recovered: true, ..Seal::default() };
+    let format = format_of(row).unwrap_or(PcmFormat::LIVEKIT);
+    let ended_at = modified(path).unwrap_or(row.segment.started_at.and_utc());
+    Some(ClosedSegment { id, format, frames: 0, bytes: 0, ended_at, reason: EndReason::Crashed, gaps: Vec::new(), seal })
+}
+
+fn modified(path: &Path) -> Option<DateTime<Utc>> {
+    std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok().map(DateTime::from)
+}
+
+/// Files without a sidecar that no row speaks of. Those that have ended rows are finished, if without a sidecar.
+async fn files_without_rows(store: &Store, audio_dir: &Path, open: &[SegmentInContext]) -> Result<Vec<PathBuf>, DbError> {
+    let directory = audio_dir.to_owned();
+    let unsealed = tokio::task::spawn_blocking(move || named(look(&directory))).await?;
+    let mut known: HashSet<String> = open.iter().map(|row| row.segment.path.clone()).collect();
+    let relative = |path: &Path| path.strip_prefix(audio_dir).unwrap_or(path).to_string_lossy().into_owned();
+    let asked: Vec<String> = unsealed.iter().map(|path| relative(path)).filter(|path| !known.contains(path)).collect();
+    for paths in asked.chunks(ROWS_AT_ONCE) {
+        known.extend(store.paths_with_rows(FORMAT, paths.to_vec()).await?);
+    }
+    Ok(unsealed.into_iter().filter(|path| !known.contains(&relative(path))).collect())
+}
+
+/// The files to look after, with those that had no name yet.
+fn named(found: Found) -> Vec<PathBuf> {
+    for (directory, error) in &found.unread {
+        log::error!("a directory of recordings cannot be read path={directory:?} error={error}");
+    }
+    let mut files = found.unsealed;
+    for unfinished in found.unfinished {
+        match adopt(&unfinished, Mode::Repair) {
+            Ok(Adopted::Named(named)) => files.push(named),
+            Ok(Adopted::Left) => log::warn!("a segment that was just being made is left as it is path={unfinished:?}"),
+            Err(error) => log::error!("a segment that was just being made cannot be kept path={unfinished:?} error={error}"),
+        }
+    }
+    files
+}
+
+fn tell_of_unknown(outcome: std::io::Result<Outcome>, path: &Path) {
+    match outcome {
+        Ok(Outcome::Recovered(sidecar)) => {
+            log::warn!("repaired a file that the database does not know path={path:?} frames={}", sidecar.frames);
+        }
+        Ok(Outcome::Bad(aside)) => log::warn!("a file that the database does not know held nothing kept_as={aside:?}"),
+        Ok(Outcome::InUse) => log::error!("a file is being written by another process path={path:?}"),
+        // Its own start, or a repair by hand, was quicker.
+        Ok(Outcome::Sealed(_)) => {}
+        Err(error) => log::error!("a file that the database does not know cannot be repaired path={path:?} error={error}"),
+    }
+}
