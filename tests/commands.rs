@@ -47,13 +47,14 @@ fn files_below(dir: &Path) -> BTreeMap<String, PathBuf> {
 #[tokio::test]
 async fn help_tells_what_matters_of_every_command() {
     let dir = TempDir::new().unwrap();
-    let pages: [(&[&str], &[&str]); 6] = [
+    let pages: [(&[&str], &[&str]); 7] = [
         (&["--help"], &["serve", "demo", "replay", "ticket", "check", "--config", "--version", "LiveKit", "WAV", "webhooks"]),
         (&["serve", "--help"], &["--config", "config.toml"]),
         (&["demo", "--help"], &["--once", "storage/demo", "embedded database"]),
         (&["replay", "--help"], &["--url", "--speed", "max", "--room", "--participant", "--track", "FILE.wav", "48 kHz stereo", "ADMIN_API_KEY"]),
         (&["ticket", "--help"], &["--room", "--participant", "--track", "ten minutes", "INGEST_TICKET_SECRET"]),
         (&["check", "--help"], &["--config", "Exits with 1"]),
+        (&["repair", "--help"], &["DIR", "--dry-run", "sidecar", "nothing is deleted", "Exits with 1"]),
     ];
     for (args, words) in pages {
         let Finished { code, stdout, stderr } = run(dir.path(), &[], args).await;

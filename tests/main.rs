@@ -20,6 +20,7 @@ mod health;
 mod ingest_errors;
 mod metrics;
 mod recording;
+mod sealing;
 mod session_lifecycle;
 mod shutdown;
 mod storage_engines;

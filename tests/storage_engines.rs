@@ -6,6 +6,7 @@ mod hang_ups;
 mod ledger;
 mod measurements;
 mod recordings;
+mod seals;
 mod segments;
 mod start_queue;
 mod tables;
@@ -72,6 +73,12 @@ contract! {
         a_track_that_webhooks_knew_first_takes_over_what_the_ingest_knows,
         a_recording_that_missed_its_session_finds_it_at_its_end,
         pages_of_recordings_neither_repeat_nor_lose_a_row_when_others_come_between,
+    }
+    seals::{
+        a_seal_comes_with_the_first_ending_and_stays,
+        finished_files_have_no_hash_until_they_are_given_one,
+        many_interrupted_segments_and_recordings_end_in_one_transaction,
+        files_are_found_by_their_paths,
     }
     segments::{
         a_ticket_opens_one_segment_ever,

@@ -142,7 +142,7 @@ fn the_readme_names_every_route_and_every_command() {
     for path in paths {
         assert!(readme.contains(&format!(" {path}")), "README.md does not name {path}");
     }
-    for command in ["serve", "demo", "replay", "ticket", "check"] {
+    for command in ["serve", "demo", "replay", "ticket", "check", "repair"] {
         assert!(readme.contains(command));
     }
 }

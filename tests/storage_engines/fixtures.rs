@@ -3,6 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use live_meeting::audio::format::PcmFormat;
 use live_meeting::db::rows::events::{Applied, Arrival, StoredBody};
+use live_meeting::db::rows::seals::Seal;
 use live_meeting::db::rows::{ClosedSegment, EndReason, NewRecording, NewSegment, Page};
 use live_meeting::db::{DbError, Store};
 use live_meeting::ids::{EventId, Identity, MeetingId, ParticipantSid, RecordingId, RoomName, RoomSid, SegmentId, TicketId, TrackSid};
@@ -114,7 +115,16 @@ pub async fn open_segment(store: &Store, recording: &RecordingId, second: i64) -
 }
 
 pub fn closed(id: &SegmentId, second: i64, reason: EndReason) -> ClosedSegment {
-    ClosedSegment { id: id.clone(), format: PcmFormat::LIVEKIT, frames: 480, bytes: 1_920, ended_at: at(second), reason, gaps: Vec::new() }
+    ClosedSegment {
+        id: id.clone(),
+        format: PcmFormat::LIVEKIT,
+        frames: 480,
+        bytes: 1_920,
+        ended_at: at(second),
+        reason,
+        gaps: Vec::new(),
+        seal: Seal::default(),
+    }
 }
 
 /// Ends a segment, and its recording if that was the last.

@@ -31,14 +31,16 @@ async fn of_meeting(store: &Store, meeting: &str) -> Vec<String> {
 
 pub async fn admission_finds_the_active_session(db: &TestDatabase) {
     let store = db.store().await;
-    let found = |meeting: Option<&str>| Admission { meeting: meeting.map(MeetingId::new), ticket_spent: false };
+    let found = |meeting: Option<&str>| Admission { meeting: meeting.map(MeetingId::new), session_started_at: None, ticket_spent: false };
+    let since = |meeting, second| Admission { session_started_at: Some(at(second)), ..found(meeting) };
     deliver(&store, started("RM_other", "other room", 9)).await;
     assert_eq!(admit(&store, None, Some("T1")).await, found(None), "nobody has told of the room");
     deliver(&store, started("RM_1", "room", 0)).await;
-    assert_eq!(admit(&store, None, None).await, found(Some("RM_1")));
+    assert_eq!(admit(&store, None, None).await, since(Some("RM_1"), 0));
     deliver(&store, started("RM_2", "room", 5)).await;
-    assert_eq!(admit(&store, None, None).await, found(Some("RM_2")), "the newest");
-    assert_eq!(admit(&store, Some("RM_1"), None).await, found(None), "whoever names a meeting needs none");
+    assert_eq!(admit(&store, None, None).await, since(Some("RM_2"), 5), "the newest");
+    assert_eq!(admit(&store, Some("RM_1"), None).await, since(None, 0), "whoever names a meeting needs none, but the start of its session");
+    assert_eq!(admit(&store, Some("RM_other"), None).await, since(None, 5), "a meeting of another room is none");
     deliver(&store, ended("RM_2", "room", 6)).await;
     deliver(&store, ended("RM_1", "room", 6)).await;
     assert_eq!(admit(&store, None, None).await, found(None));
