@@ -13,9 +13,6 @@ use crate::audio::format::PcmFormat;
 use crate::recording::repair::{Adopted, Found, Interrupted, Mode, Outcome, adopt, look, repair_all};
 use crate::recording::sidecar::Sidecar;
 
-/// Files between two steps of the progress bar.
-const STEP: usize = 64;
-
 /// Needs neither server nor database.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -45,10 +42,8 @@ pub fn run(args: &RepairArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let bar = bar(files.len());
-    for files in files.chunks(STEP) {
-        let outcomes = repair_all(&args.dir, files, mode, |done| bar.inc(u64::try_from(done).unwrap_or_default()));
-        rows.extend(files.iter().zip(outcomes).map(|(file, outcome)| Row::of(&args.dir, &file.path, &outcome, mode)));
-    }
+    let outcomes = repair_all(&files, mode, || bar.inc(1));
+    rows.extend(files.iter().zip(outcomes).map(|(file, outcome)| Row::of(&args.dir, &file.path, &outcome, mode)));
     bar.finish_and_clear();
     if !rows.is_empty() {
         println!("{}", table(&rows));

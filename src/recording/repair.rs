@@ -73,31 +73,42 @@ pub enum Mode {
     DryRun,
 }
 
-/// Repairs one file by itself.
+/// Repairs one file.
 ///
 /// # Errors
 /// What the file system says, or [`io::ErrorKind::InvalidData`] for a file that this program did not write, which is left as it is.
-pub fn repair(interrupted: Interrupted) -> io::Result<Outcome> {
-    match mend(&interrupted, Mode::Repair, booted_at())? {
+pub fn repair(interrupted: &Interrupted) -> io::Result<Outcome> {
+    repair_since(interrupted, Mode::Repair, booted_at())
+}
+
+fn repair_since(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) -> io::Result<Outcome> {
+    match mend(interrupted, mode, booted_at)? {
         Mended::Ready(outcome) => Ok(outcome),
-        Mended::Unsynced(unsynced) => {
-            unsynced.file.sync_all()?;
-            unsynced.sidecar.write(&unsynced.path)?;
+        Mended::Unsynced(mut unsynced) => {
+            // A sync that fails is not tried again: the next one would succeed without having written anything.
+            if let Err(error) = unsynced.file.sync_all() {
+                log::error!("a repaired file could not be synced, and is suspect path={:?} error={error}", interrupted.path);
+                unsynced.sidecar.suspect = true;
+                unsynced.draft = unsynced.sidecar.draft(&interrupted.path)?;
+            }
+            unsynced.draft.sync_all()?;
+            sidecar::publish(&interrupted.path)?;
             Ok(Outcome::Recovered(unsynced.sidecar))
         }
     }
 }
 
-/// A file as it is between the two syncs.
+/// How far a file is.
 enum Mended {
     Ready(Outcome),
+    /// Nothing of it has reached the disk.
     Unsynced(Unsynced),
 }
 
-/// Its sidecar waits as a draft. The file stays locked.
+/// The file stays locked for as long as it is open.
 struct Unsynced {
     file: File,
-    path: PathBuf,
+    draft: File,
     sidecar: Box<Sidecar>,
 }
 
@@ -129,7 +140,11 @@ fn mend(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) ->
     if mode == Mode::DryRun {
         return Ok(Mended::Ready(Outcome::Recovered(sidecar)));
     }
-    sidecar.draft(path)?;
+    // One that an earlier repair left says what the file's time says no more: it is not written anew.
+    let draft = match Sidecar::read_draft(path) {
+        Some(same) if same == *sidecar => File::open(sidecar::draft_of(path))?,
+        Some(_) | None => sidecar.draft(path)?,
+    };
     // What lies past the longest file that a header can declare is audio too, and stays.
     if data < bytes + format.frame_bytes() {
         file.set_len(HEADER_BYTES + bytes)?;
@@ -138,7 +153,7 @@ fn mend(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) ->
     if header != whole {
         file.write_all_at(&whole, 0)?;
     }
-    Ok(Mended::Unsynced(Unsynced { file, path: path.clone(), sidecar }))
+    Ok(Mended::Unsynced(Unsynced { file, draft, sidecar }))
 }
 
 fn describe(interrupted: &Interrupted, format: PcmFormat, frames: u64, modified: SystemTime, booted_at: Option<SystemTime>) -> Sidecar {

@@ -110,11 +110,10 @@ impl Sidecar {
     /// What the file system says; then there is none, or the one that was there.
     pub fn write(&self, media: &Path) -> io::Result<()> {
         self.draft(media)?.sync_all()?;
-        publish(media)?;
-        File::open(media.parent().unwrap_or(Path::new(".")))?.sync_all()
+        publish(media)
     }
 
-    /// The first half of [`Sidecar::write`], for many that are synced together: under a temporary name, and not synced.
+    /// The first half of [`Sidecar::write`]: under a temporary name, and not synced.
     ///
     /// # Errors
     /// What the file system says.
@@ -133,12 +132,13 @@ impl Sidecar {
     }
 }
 
-/// Gives a draft its name.
+/// Gives a draft its name, on the disk too.
 ///
 /// # Errors
 /// What the file system says.
 pub fn publish(media: &Path) -> io::Result<()> {
-    std::fs::rename(draft_of(media), path_of(media))
+    std::fs::rename(draft_of(media), path_of(media))?;
+    File::open(media.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Where the sidecar of a file is.

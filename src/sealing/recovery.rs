@@ -3,6 +3,7 @@
 //! Files first, then the sidecars, then the rows, each many at a time. Killed at any point, the next start comes to the same end.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -32,9 +33,8 @@ pub async fn recover(store: &Store, audio_dir: &Path) -> Result<(), DbError> {
     let unknown = files_without_rows(store, audio_dir, &open).await?;
     let files: Vec<Interrupted> = open.iter().map(|row| interrupted(row, audio_dir)).chain(unknown.into_iter().map(Interrupted::file)).collect();
     if !files.is_empty() {
-        let directory = audio_dir.to_owned();
         let (files, outcomes) = tokio::task::spawn_blocking(move || {
-            let outcomes = repair_all(&directory, &files, Mode::Repair, drop);
+            let outcomes = repair_all(&files, Mode::Repair, || {});
             (files, outcomes)
         })
         .await?;
@@ -79,7 +79,7 @@ fn format_of(row: &SegmentInContext) -> Option<PcmFormat> {
     (format.sample_rate > 0 && format.channels > 0).then_some(format)
 }
 
-/// How a row ends. `None` for one whose file another process writes.
+/// How a row ends. `None` for one whose file another process writes, or cannot be repaired now: it stays open until the next start.
 fn closed(row: &SegmentInContext, outcome: std::io::Result<Outcome>, path: &Path) -> Option<ClosedSegment> {
     let id = SegmentId::new(row.segment.id.clone());
     match outcome {
@@ -89,7 +89,13 @@ fn closed(row: &SegmentInContext, outcome: std::io::Result<Outcome>, path: &Path
             return None;
         }
         Ok(Outcome::Bad(aside)) => log::error!("a segment of an earlier run held nothing segment_id={id} kept_as={aside:?}"),
-        Err(error) => log::error!("a segment of an earlier run cannot be read segment_id={id} path={path:?} error={error}"),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {
+            log::error!("a segment of an earlier run has no file that could be repaired segment_id={id} path={path:?} error={error}");
+        }
+        Err(error) => {
+            log::error!("a segment of an earlier run cannot be repaired now, and is left open segment_id={id} path={path:?} error={error}");
+            return None;
+        }
     }
     let seal = Seal { recovered: true, ..Seal::default() };
     let format = format_of(row).unwrap_or(PcmFormat::LIVEKIT);

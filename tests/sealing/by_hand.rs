@@ -95,7 +95,9 @@ async fn check_tells_of_rows_without_files_and_of_files_without_rows() {
     let before = names(&room);
     let Finished { stdout, code, .. } = run(dir.path(), &env, &["check"]).await;
     assert_eq!(code, Some(0), "{stdout}");
-    for told in ["note   recordings", "3 files", "1 are recovered, 1 suspect", "4 rows have no file: room/", ", …", "1 files have no row: room/stray.wav"] {
+    for told in
+        ["note   recordings", "3 files", "1 are recovered, 1 suspect", "4 rows have no file: room/", ", …", "1 files have no row: room/stray.wav"]
+    {
         assert!(stdout.contains(told), "{told}: {stdout}");
     }
     assert_eq!(names(&room), before, "it only looks");

@@ -46,7 +46,10 @@ async fn d8_a_finished_file_has_a_sidecar_whose_hash_sha256sum_confirms() {
     first["sha256"] = Value::Null;
     assert_eq!(without, first);
     let text = |member: &str| told[member].as_str().unwrap_or("null").to_owned();
-    assert_eq!(["meetingId", "roomName", "participant", "trackSid", "format", "endReason"].map(text), ["RM_1", "room", "ana", "TR_1", "wav", "closed"]);
+    assert_eq!(
+        ["meetingId", "roomName", "participant", "trackSid", "format", "endReason"].map(text),
+        ["RM_1", "room", "ana", "TR_1", "wav", "closed"]
+    );
     assert_eq!([&told["version"], &told["sampleRate"], &told["channels"], &told["frames"], &told["bytes"]], [1, 48_000, 2, 48_000, 192_000]);
     assert_eq!([&told["recovered"], &told["suspect"]], [false, false]);
     assert_eq!(told["muteSpans"], json!([{"startFrame": 24_000, "frames": 12_000}]));

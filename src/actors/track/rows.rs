@@ -265,7 +265,7 @@ impl Keeper {
     async fn close_abandoned(&self, segments: Vec<OpenedSegment>) {
         for segment in segments {
             let interrupted = self.interrupted(&segment);
-            let repaired = tokio::task::spawn_blocking(move || repair(interrupted)).await;
+            let repaired = tokio::task::spawn_blocking(move || repair(&interrupted)).await;
             let Ok(Ok(Outcome::Recovered(sidecar) | Outcome::Sealed(sidecar))) = repaired else {
                 log::error!("a segment whose writer died cannot be read segment_id={} path={:?} outcome={repaired:?}", segment.id, segment.path);
                 continue;

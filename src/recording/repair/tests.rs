@@ -1,4 +1,5 @@
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::*;
 
@@ -56,14 +57,14 @@ fn d4_every_state_of_sizes_and_tail_becomes_the_files_true_length() {
         let path = dir.path().join("20261120T105312.345Z_room_ana_TR_1.wav");
         let pcm = noise(192_000);
         std::fs::write(&path, [header, pcm.clone(), vec![9; torn]].concat()).expect("written");
-        let sidecar = recovered(repair(Interrupted::file(path.clone())).expect("repaired"));
+        let sidecar = recovered(repair(&Interrupted::file(path.clone())).expect("repaired"));
         assert!(read(&path) == pcm, "{state}");
         assert_eq!(std::fs::metadata(&path).expect("there").len(), 44 + 192_000, "{state}");
         assert_eq!((sidecar.frames, sidecar.bytes, sidecar.recovered, &*sidecar.end_reason), (48_000, 192_000, true, "crashed"), "{state}");
         assert_eq!(sidecar.started_at.to_rfc3339(), "2026-11-20T10:53:12.345+00:00");
         assert_eq!(sidecar.tail_unverified_ms, 0, "the machine runs since before the test");
         let before = std::fs::read(&path).expect("read");
-        assert_eq!(repair(Interrupted::file(path.clone())).expect("no fault"), Outcome::Sealed(Box::new(sidecar.clone())), "{state}");
+        assert_eq!(repair(&Interrupted::file(path.clone())).expect("no fault"), Outcome::Sealed(Box::new(sidecar.clone())), "{state}");
         assert_eq!(Sidecar::read(&path).expect("read"), Some(sidecar));
         assert!(std::fs::read(&path).expect("read") == before, "{state}");
         assert_eq!(names(dir.path()).len(), 2, "{state}: the file and its sidecar");
@@ -78,14 +79,14 @@ fn d4_what_is_shorter_than_a_header_is_kept_under_another_name() {
         std::fs::write(&path, &content).expect("written");
         let aside = dir.path().join(aside);
         assert_eq!(mend_dry(&path).expect("no fault"), Outcome::Bad(dir.path().join("x.wav.bad")));
-        assert_eq!(repair(Interrupted::file(path.clone())).expect("no fault"), Outcome::Bad(aside.clone()));
+        assert_eq!(repair(&Interrupted::file(path.clone())).expect("no fault"), Outcome::Bad(aside.clone()));
         assert!(!path.exists());
         assert_eq!(std::fs::read(&aside).expect("kept"), content);
     }
 }
 
 fn mend_dry(path: &Path) -> io::Result<Outcome> {
-    repair_all(path.parent().expect("a directory"), &[Interrupted::file(path.to_owned())], Mode::DryRun, drop).remove(0)
+    repair_all(&[Interrupted::file(path.to_owned())], Mode::DryRun, || {}).remove(0)
 }
 
 #[test]
@@ -97,7 +98,7 @@ fn d4_what_is_not_ours_is_left_alone() {
     for content in [foreign, rf64, vec![1; 200], vec![0; 200]] {
         let path = dir.path().join("x.wav");
         std::fs::write(&path, &content).expect("written");
-        assert_eq!(repair(Interrupted::file(path.clone())).expect_err("not ours").kind(), io::ErrorKind::InvalidData);
+        assert_eq!(repair(&Interrupted::file(path.clone())).expect_err("not ours").kind(), io::ErrorKind::InvalidData);
         assert_eq!(std::fs::read(&path).expect("read"), content);
         assert_eq!(names(dir.path()), ["x.wav"]);
     }
@@ -109,7 +110,7 @@ fn a_header_that_never_reached_the_disk_is_made_of_what_the_row_says() {
     let path = dir.path().join("x.wav");
     std::fs::write(&path, [vec![0; 44], noise(400)].concat()).expect("written");
     let interrupted = Interrupted { format: Some(FORMAT), ..Interrupted::file(path.clone()) };
-    assert_eq!(recovered(repair(interrupted).expect("repaired")).frames, 100);
+    assert_eq!(recovered(repair(&interrupted).expect("repaired")).frames, 100);
     assert_eq!(read(&path), noise(400));
 }
 
@@ -120,7 +121,7 @@ fn audio_past_the_longest_header_is_not_cut_off() {
     std::fs::write(&path, header(36, 0)).expect("written");
     let length = 44 + wav_header::MAX_DATA_BYTES + 4_096;
     File::options().write(true).open(&path).and_then(|file| file.set_len(length)).expect("a sparse file");
-    let sidecar = recovered(repair(Interrupted::file(path.clone())).expect("repaired"));
+    let sidecar = recovered(repair(&Interrupted::file(path.clone())).expect("repaired"));
     assert_eq!(sidecar.bytes, wav_header::MAX_DATA_BYTES / 4 * 4);
     assert_eq!(std::fs::metadata(&path).expect("there").len(), length);
 }
@@ -151,7 +152,7 @@ fn d4_what_an_interrupted_repair_found_out_is_kept() {
     };
     assert_eq!((first.tail_unverified_ms, first.ended_at.timestamp()), (2, 1_000_000), "all 100 frames of it");
     assert!(std::fs::metadata(&path).expect("there").modified().expect("a time") > old);
-    assert_eq!(recovered(repair(Interrupted::file(path.clone())).expect("repaired")), *first);
+    assert_eq!(recovered(repair(&Interrupted::file(path.clone())).expect("repaired")), *first);
 }
 
 #[test]
@@ -162,7 +163,7 @@ fn nobody_repairs_what_another_writes_and_a_dry_run_changes_nothing() {
     std::fs::write(&path, &content).expect("written");
     let writer = File::options().write(true).open(&path).expect("opened");
     assert!(lock::hold(&writer).expect("locks"));
-    assert_eq!(repair(Interrupted::file(path.clone())).expect("no fault"), Outcome::InUse);
+    assert_eq!(repair(&Interrupted::file(path.clone())).expect("no fault"), Outcome::InUse);
     drop(writer);
     assert_eq!(recovered(mend_dry(&path).expect("no fault")).frames, 100);
     assert_eq!((std::fs::read(&path).expect("read"), names(dir.path())), (content, vec!["x.wav".to_owned()]));
@@ -177,7 +178,7 @@ fn links_are_not_followed() {
     let inode = std::fs::metadata(&canary).expect("there").mtime_nsec();
     std::os::unix::fs::symlink(&canary, inside.join("x.wav")).expect("linked");
     std::os::unix::fs::symlink(dir.path(), inside.join("up")).expect("linked");
-    assert!(repair(Interrupted::file(inside.join("x.wav"))).is_err());
+    assert!(repair(&Interrupted::file(inside.join("x.wav"))).is_err());
     assert!(look(&inside).unsealed.is_empty());
     assert_eq!((std::fs::metadata(&canary).expect("there").mtime_nsec(), std::fs::metadata(&canary).expect("there").len()), (inode, 445));
 }
@@ -196,7 +197,7 @@ fn a_segment_in_its_first_moment_gets_a_name_if_it_holds_audio() {
     let Adopted::Named(named) = &adopted[0] else { panic!("{adopted:?}") };
     assert!(named.to_string_lossy().ends_with("Z_unfinished_a.wav"), "{named:?}");
     assert_eq!(adopted[1..], [Adopted::Left, Adopted::Left]);
-    assert_eq!(recovered(repair(Interrupted::file(named.clone())).expect("repaired")).frames, 100);
+    assert_eq!(recovered(repair(&Interrupted::file(named.clone())).expect("repaired")).frames, 100);
     assert_eq!(names(dir.path()).len(), 5, "nothing is deleted");
 }
 
@@ -207,9 +208,11 @@ fn many_files_are_told_in_their_order() {
     for (number, file) in files.iter().enumerate().filter(|(number, _)| number % 7 != 0) {
         std::fs::write(&file.path, [header(36, 0), noise(4 * number)].concat()).expect("written");
     }
-    let mut told = 0;
-    let outcomes = repair_all(dir.path(), &files, Mode::Repair, |files| told += files);
-    assert_eq!((outcomes.len(), told), (600, 600));
+    let told = AtomicUsize::new(0);
+    let outcomes = repair_all(&files, Mode::Repair, || {
+        told.fetch_add(1, Relaxed);
+    });
+    assert_eq!((outcomes.len(), told.into_inner()), (600, 600));
     for (number, outcome) in outcomes.into_iter().enumerate() {
         match outcome {
             Err(error) => assert!(number % 7 == 0 && error.kind() == io::ErrorKind::NotFound, "{number}: {error}"),
@@ -234,7 +237,7 @@ proptest::proptest! {
             content[40..44].copy_from_slice(&sizes.0[4..]);
         }
         std::fs::write(&path, &content).expect("written");
-        match repair(Interrupted::file(path.clone())) {
+        match repair(&Interrupted::file(path.clone())) {
             Ok(Outcome::Recovered(sidecar)) => {
                 let frames = (content.len() - 44) / 4;
                 proptest::prop_assert_eq!(sidecar.frames, frames as u64);
