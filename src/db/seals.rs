@@ -14,8 +14,11 @@ impl Store {
     }
 
     /// The first hash of a file stays.
-    pub async fn set_hash(&self, segment: SegmentId, sha256: String) -> Result<(), DbError> {
-        run!(self, writer, seals::set_hash(&segment, &sha256))
+    pub async fn set_hashes(&self, hashes: Vec<(SegmentId, String)>) -> Result<(), DbError> {
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        run!(self, writer, seals::set_hashes(&hashes))
     }
 
     /// Finished files of this server that have no hash yet: so many of those behind a segment's id.

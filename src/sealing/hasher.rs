@@ -1,7 +1,7 @@
 //! The SHA-256 of finished files, which nobody waits for.
 //!
 //! One thread of the lowest priority reads file after file, writes what it found into the sidecar, and then into the row. Which files have none the rows tell, so a
-//! restart goes on where it was. A sidecar that is missing, because the disk was full when its file was sealed, is made of the row.
+//! restart goes on where it was; files that the database does not know are looked for at the start. A sidecar that is missing, because the disk was full when its file was sealed, is made of the row.
 
 use std::collections::HashSet;
 use std::io;
@@ -16,10 +16,15 @@ use crate::db::{DbError, Store};
 use crate::ids::SegmentId;
 use crate::recording::hash::sha256_of;
 use crate::recording::path::below;
+use crate::recording::repair::look;
 use crate::recording::sidecar::{MediaFormat, Sidecar};
 
 /// Rows that are read at once.
 const PAGE: i64 = 100;
+/// Hashes of so long go into their rows together: a commit costs as much as a small file.
+const TOGETHER: Duration = Duration::from_secs(1);
+/// Files that are asked for at once.
+const ASKED: usize = 500;
 /// When what failed is tried again, if nothing else wakes the thread.
 const RETRY: Duration = Duration::from_secs(300);
 /// Of the thread: 19 yields to everything.
@@ -75,8 +80,13 @@ struct Worker {
 
 impl Worker {
     async fn run(mut self) {
+        let mut looked = false;
         while !self.stop.load(Relaxed) {
-            if let Err(error) = self.pass().await {
+            let mut hashed = self.pass().await;
+            if hashed.is_ok() && !std::mem::replace(&mut looked, true) {
+                hashed = self.strays().await;
+            }
+            if let Err(error) = hashed {
                 log::warn!("hashing waits for the database error={error}");
             }
             if self.stop.load(Relaxed) {
@@ -91,22 +101,23 @@ impl Worker {
     /// Hashes whatever has no hash.
     async fn pass(&mut self) -> Result<(), DbError> {
         let formats: Vec<&'static str> = self.shelves.iter().map(|shelf| shelf.format).collect();
-        let mut after = String::new();
+        let (mut after, mut hashed, mut since) = (String::new(), Vec::new(), Instant::now());
         loop {
             let rows = self.store.without_hash(formats.clone(), after, PAGE).await?;
-            let Some(last) = rows.last() else { return Ok(()) };
+            let Some(last) = rows.last() else { return self.store.set_hashes(hashed).await };
             after = last.segment.id.clone();
             for row in rows {
-                if self.stop.load(Relaxed) {
-                    return Ok(());
+                if since.elapsed() > TOGETHER {
+                    self.store.set_hashes(std::mem::take(&mut hashed)).await?;
+                    since = Instant::now();
                 }
                 let id = row.segment.id.clone();
                 if self.failed.contains(&id) {
                     continue;
                 }
                 match self.hash(row) {
-                    Ok(Some(sha256)) => self.store.set_hash(SegmentId::new(id), sha256).await?,
-                    Ok(None) => return Ok(()),
+                    Ok(Some(sha256)) => hashed.push((SegmentId::new(id), sha256)),
+                    Ok(None) => return self.store.set_hashes(hashed).await,
                     Err(error) => {
                         // Who moved it away knows.
                         let level = if error.kind() == io::ErrorKind::NotFound { log::Level::Debug } else { log::Level::Warn };
@@ -128,20 +139,41 @@ impl Worker {
             Some(sidecar) => sidecar,
             None => by_row(row, shelf.media)?,
         };
+        self.complete(&path, sidecar)
+    }
+
+    fn complete(&self, path: &Path, sidecar: Sidecar) -> io::Result<Option<String>> {
         let started = Instant::now();
-        let Some(hashed) = sha256_of(&path, &self.stop)? else { return Ok(None) };
-        let sidecar = Sidecar { sha256: Some(hashed.sha256.clone()), ..sidecar };
-        sidecar.write(&path)?;
-        tell(&path, hashed.bytes, started.elapsed());
+        let Some(hashed) = sha256_of(path, &self.stop)? else { return Ok(None) };
+        Sidecar { sha256: Some(hashed.sha256.clone()), ..sidecar }.write(path)?;
+        log::debug!("hashed a finished file path={path:?} bytes={} took_ms={}", hashed.bytes, started.elapsed().as_millis());
         Ok(Some(hashed.sha256))
+    }
+
+    /// Finished files that the database does not know: found once, by looking.
+    async fn strays(&self) -> Result<(), DbError> {
+        for shelf in self.shelves.iter().filter(|shelf| shelf.media == MediaFormat::Wav) {
+            let relative = |path: &Path| path.strip_prefix(&shelf.directory).unwrap_or(path).to_string_lossy().into_owned();
+            for paths in look(&shelf.directory).sealed.chunks(ASKED) {
+                let names: Vec<String> = paths.iter().map(|path| relative(path)).collect();
+                let known: HashSet<String> = self.store.paths_with_rows(shelf.format, names).await?.into_iter().collect();
+                for path in paths.iter().filter(|path| !known.contains(&relative(path))) {
+                    let sidecar = Sidecar::read(path).map(|sidecar| sidecar.filter(|sidecar| sidecar.sha256.is_none()));
+                    let hashed = sidecar.and_then(|sidecar| sidecar.map_or(Ok(None), |sidecar| self.complete(path, sidecar)));
+                    if let Err(error) = hashed {
+                        log::warn!("a finished file cannot be hashed path={path:?} error={error}");
+                    }
+                    if self.stop.load(Relaxed) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 
 fn by_row(row: SegmentInContext, media: MediaFormat) -> io::Result<Sidecar> {
     let ended_at = row.segment.ended_at.ok_or(io::ErrorKind::InvalidData)?.and_utc();
     Ok(sidecar_by_row(row, media, ended_at))
-}
-
-fn tell(path: &Path, bytes: u64, took: Duration) {
-    log::debug!("hashed a finished file path={path:?} bytes={bytes} took_ms={}", took.as_millis());
 }

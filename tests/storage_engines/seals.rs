@@ -57,8 +57,8 @@ pub async fn finished_files_have_no_hash_until_they_are_given_one(db: &TestDatab
     };
     assert_eq!(without("", 10).await, ids[..4].iter().map(SegmentId::as_str).collect::<Vec<_>>());
     assert_eq!(without(ids[0].as_str(), 2).await, [ids[1].as_str(), ids[2].as_str()]);
-    store.set_hash(ids[1].clone(), "ab".to_owned()).await.unwrap();
-    store.set_hash(ids[1].clone(), "cd".to_owned()).await.expect("a second one is no fault");
+    store.set_hashes(vec![(ids[1].clone(), "ab".to_owned())]).await.unwrap();
+    store.set_hashes(vec![(ids[1].clone(), "cd".to_owned())]).await.expect("a second one is no fault");
     assert_eq!(without("", 10).await, [ids[0].as_str(), ids[2].as_str(), ids[3].as_str()]);
     assert_eq!(store.seals_of(vec![recording.to_string()]).await.unwrap()[ids[1].as_str()].sha256.as_deref(), Some("ab"), "the first stays");
     let row = store.without_hash(vec!["wav"], String::new(), 1).await.unwrap().remove(0);

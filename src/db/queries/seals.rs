@@ -33,10 +33,14 @@ pub async fn add(connection: &mut Connection, segment: &SegmentId, seal: &Seal) 
 }
 
 /// The first hash stays: a finished file has one.
-pub async fn set_hash(connection: &mut Connection, segment: &SegmentId, sha256: &str) -> Result<(), DbError> {
-    let this = seals::table.filter(seals::segment_id.eq(segment.as_str())).filter(seals::sha256.is_null());
-    diesel::update(this).set(seals::sha256.eq(sha256)).execute(connection).await?;
-    Ok(())
+pub async fn set_hashes(connection: &mut Connection, hashes: &[(SegmentId, String)]) -> Result<(), DbError> {
+    transaction!(connection, async |connection| {
+        for (segment, sha256) in hashes {
+            let this = seals::table.filter(seals::segment_id.eq(segment.as_str())).filter(seals::sha256.is_null());
+            diesel::update(this).set(seals::sha256.eq(sha256)).execute(connection).await?;
+        }
+        Ok(())
+    })
 }
 
 /// Those of recordings.
