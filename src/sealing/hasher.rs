@@ -40,7 +40,6 @@ pub struct Shelf {
 }
 
 /// The thread's handle. It ends with [`Hasher::stop`], or with the process.
-
 pub struct Hasher {
     stop: Arc<AtomicBool>,
     store: Store,

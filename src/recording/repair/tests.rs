@@ -26,7 +26,7 @@ fn read(path: &Path) -> Vec<u8> {
 fn recovered(outcome: Outcome) -> Sidecar {
     match outcome {
         Outcome::Recovered(sidecar) => *sidecar,
-        other => panic!("{other:?}"),
+        other @ (Outcome::Sealed(_) | Outcome::Bad(_) | Outcome::InUse) => panic!("{other:?}"),
     }
 }
 
@@ -251,7 +251,7 @@ proptest::proptest! {
                 proptest::prop_assert_eq!(error.kind(), io::ErrorKind::InvalidData);
                 proptest::prop_assert_eq!(std::fs::read(&path).expect("kept"), content);
             }
-            Ok(other) => panic!("{other:?}"),
+            Ok(other @ (Outcome::Sealed(_) | Outcome::InUse)) => panic!("{other:?}"),
         }
     }
 }
