@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, AsyncContext, Context};
 use actix_web::dev::ServerHandle;
@@ -13,9 +13,10 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::task::JoinHandle;
 
 use crate::actors::buffer::budget::SpoolBudget;
+use crate::actors::child::{backoff, jitter};
 use crate::actors::egress_starter::{EgressStarter, EgressStarterParams, StopStarting};
 use crate::actors::reconciler::{Reconciler, ReconcilerParams};
-use crate::actors::session_registry::{AttachAutopilot, SessionRegistry, StopTracks};
+use crate::actors::session_registry::{AttachAutopilot, EventsReplayed, SessionRegistry, StopTracks};
 use crate::actors::stats::WriteLag;
 use crate::actors::totals::Totals;
 use crate::actors::track::{Service, TrackResources};
@@ -33,6 +34,7 @@ use crate::http::metrics::{DoorCounts, register_kept};
 use crate::http::storage::{Storage, keep_measuring};
 use crate::http::{self, Doors};
 use crate::ids::ServerId;
+use crate::journal::{Journal, replay};
 use crate::keys::{self, KeptKey};
 use crate::livekit::api::{LiveKit, LiveKitAccess};
 use crate::livekit::webhook::WebhookVerifier;
@@ -64,6 +66,10 @@ const TRACKS_DEADLINE: Duration = Duration::from_secs(8);
 
 /// What the spool is to hold of each track when the disk stalls.
 const SPOOL_PER_TRACK: Duration = Duration::from_secs(30);
+/// How a start waits for the database, and how often it says so.
+const START_RETRY: Duration = Duration::from_millis(250);
+const MAX_START_RETRY: Duration = Duration::from_secs(5);
+const START_LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long the last lines of the pipeline log may take.
 const LOG_DEADLINE: Duration = Duration::from_secs(1);
@@ -108,13 +114,17 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let log_root = directory(&config.storage.pipeline_log_dir)?;
     let admin_key = key(config.secrets.admin_api_key.clone(), &config.storage.dir, ADMIN_KEY_FILE)?;
     let mint = TicketMint::new(key(config.secrets.ingest_ticket_secret.clone(), &config.storage.dir, TICKET_KEY_FILE)?);
-    let store = Store::open(&config.database.url, config.database.connections).await;
+    let journal = Journal::open(&config.storage.dir, config.storage.journal_max);
+    let in_journal = |cause| StartError::File { what: "cannot open the journal in", path: config.storage.dir.display().to_string(), cause };
+    let journal = journal.map_err(in_journal)?;
     let database = |cause| StartError::Database { url: config.database.url.redacted(), cause };
+    let store = patiently(|| Store::open(&config.database.url, config.database.connections)).await.map_err(database)?;
     let server: String = key(None, &config.storage.dir, SERVER_ID_FILE)?.expose().chars().take(SERVER_ID_LENGTH).collect();
     let autopilot = autopilot(&config);
     let host = Host { server: ServerId::new(server), autopilot: autopilot.as_ref().map(|_| config.livekit.rules.clone()) };
-    let store = store.map_err(database)?.on_behalf_of(host);
+    let store = store.on_behalf_of(host);
     log::info!("database ready url={}", config.database.url.redacted());
+    patiently(|| replay::write_rows(&journal, &store)).await.map_err(database)?;
     recovery::recover(&store, &config.storage.audio_dir).await.map_err(database)?;
 
     let pipeline_log = PipelineLog::start(log_root).map_err(StartError::Thread)?;
@@ -131,6 +141,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         recording: config.recording.clone(),
         analysis: config.analysis.clone(),
         store: store.clone(),
+        journal: journal.clone(),
         pipeline_log: pipeline_log.clone(),
         lag,
         totals: Arc::clone(&totals),
@@ -140,7 +151,8 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     });
     let shelves = vec![Shelf { format: "wav", media: MediaFormat::Wav, directory: config.storage.audio_dir.clone() }];
     let hasher = Hasher::start(store.clone(), shelves).map_err(StartError::Thread)?;
-    let registry = launch_vital("registry", SessionRegistry::new(store.clone(), config.ingest.stall_after));
+    let registry = launch_vital("registry", SessionRegistry::new(store.clone(), journal.clone(), config.ingest.stall_after));
+    replay_into(&registry, journal.clone(), store.clone());
     let livekit = livekit(&config);
     let starter = autopilot.zip(livekit.clone()).map(|(ws_base, livekit)| {
         let params = EgressStarterParams {
@@ -185,7 +197,8 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         admin_key: admin_key.clone(),
         mint: mint.clone(),
         ws_base: config.ingest.ws_base.clone(),
-        health: Health::new(store.clone(), Arc::clone(&storage), totals),
+        store: store.answering_within(http::DATABASE_PATIENCE),
+        health: Health::new(store.clone(), journal, Arc::clone(&storage), totals),
         storage,
         counts: DoorCounts::registered(&metrics),
         metrics,
@@ -260,11 +273,29 @@ fn spool(config: &Config) -> SpoolBudget {
     SpoolBudget::new(bytes)
 }
 
+/// Lets what waits in the journal follow to the database, for as long as the process lives. Its panic ends that, as an actor's.
+fn replay_into(registry: &Addr<SessionRegistry>, journal: Journal, store: Store) {
+    let registry = registry.clone();
+    let tell = move |replayed| -> futures_util::future::BoxFuture<'static, ()> {
+        let told = registry.send(EventsReplayed(replayed));
+        Box::pin(async move {
+            if let Err(error) = told.await {
+                log::error!("the registry is gone error={error}");
+            }
+        })
+    };
+    end_with_its_panic("replay of the journal", actix_rt::spawn(replay::run(journal, store, Box::new(tell))));
+}
+
 /// Starts an actor that nothing can go on without. Its panic ends the process: every file is valid, and a restart closes the rows.
 fn launch_vital<A: Actor<Context = Context<A>>>(name: &'static str, actor: A) -> Addr<A> {
     let context = Context::new();
     let addr = context.address();
-    let running = actix_rt::spawn(context.into_future(actor));
+    end_with_its_panic(name, actix_rt::spawn(context.into_future(actor)));
+    addr
+}
+
+fn end_with_its_panic<T: 'static>(name: &'static str, running: JoinHandle<T>) {
     actix_rt::spawn(async move {
         if let Err(error) = running.await
             && error.is_panic()
@@ -273,7 +304,26 @@ fn launch_vital<A: Actor<Context = Context<A>>>(name: &'static str, actor: A) ->
             std::process::exit(70);
         }
     });
-    addr
+}
+
+/// Asks the database until it answers. A service manager that restarted the server instead would give up after some tries, and nothing would be recorded
+/// when the database is back; what can never succeed ends the start all the same.
+async fn patiently<T, F: Future<Output = Result<T, DbError>>>(mut ask: impl FnMut() -> F) -> Result<T, DbError> {
+    let mut attempt = 0;
+    let mut said: Option<Instant> = None;
+    loop {
+        match ask().await {
+            Err(error) if error.is_outage() => {
+                if said.is_none_or(|said| said.elapsed() >= START_LOG_INTERVAL) {
+                    log::warn!("the database does not answer, the start waits for it error={error}");
+                    said = Some(Instant::now());
+                }
+                tokio::time::sleep(backoff(attempt, START_RETRY, MAX_START_RETRY, jitter())).await;
+                attempt += 1;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// The server API, where it can be called.

@@ -97,6 +97,8 @@ pub struct StorageConfig {
     pub pipeline_log_dir: PathBuf,
     /// What must be free where recordings go, else new ones are refused.
     pub min_free: MinFree,
+    /// What may wait for the database on the disk, in bytes.
+    pub journal_max: u64,
 }
 
 /// How much of a file system new recordings leave alone.
@@ -309,6 +311,7 @@ impl StorageConfig {
             audio_dir: reader.take("storage", "audio_dir", &audio, "storage/egress/audio", path),
             pipeline_log_dir: reader.take("storage", "pipeline_log_dir", &logs, "storage/pipeline-logs", path),
             min_free: reader.take("storage", "min_free", &[], "auto", min_free),
+            journal_max: reader.take("storage", "journal_max", &[], "1GiB", size("1MiB", "1TiB")),
         }
     }
 }

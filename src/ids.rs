@@ -80,6 +80,12 @@ impl SegmentId {
     }
 }
 
+impl RecordingId {
+    pub fn fresh() -> Self {
+        Self(new_row_id())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

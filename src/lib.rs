@@ -37,6 +37,7 @@ pub mod analysis;
 pub mod livekit;
 
 pub mod db;
+pub mod journal;
 
 pub mod clock;
 pub mod ids;

@@ -18,6 +18,7 @@ mod e2e;
 mod fake_livekit_speaks;
 mod health;
 mod ingest_errors;
+mod journal;
 mod metrics;
 mod recording;
 mod sealing;

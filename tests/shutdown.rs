@@ -155,7 +155,7 @@ async fn nobody_new_gets_in_while_the_server_stops() {
     assert!(read_wav(&app.wav_file()).1 == pcm, "sealed without the database");
     database.batch_execute("COMMIT").unwrap();
     let app = TestApp::builder().open().dir(&app.dir).start().await;
-    assert!(sealed(&app, "shutdown").await == [("ana".to_owned(), pcm)], "the row is made final by the next start, as the file's sidecar says");
+    assert!(sealed(&app, "shutdown").await == [("ana".to_owned(), pcm)], "the row waited in the journal");
 }
 
 /// What comes until the end of a JSON body, or of the connection.

@@ -69,6 +69,8 @@ contract! {
         a_track_continues_its_recording_in_the_same_session_only,
         a_track_continues_its_recording_while_no_session_is_known,
         a_recording_ends_with_its_last_segment,
+        a_recording_that_is_asked_for_again_under_its_id_is_the_same,
+        the_rows_of_a_connection_that_are_written_twice_are_as_if_once,
         a_session_that_appears_later_gets_the_recordings_of_its_room_and_time,
         a_track_that_webhooks_knew_first_takes_over_what_the_ingest_knows,
         a_recording_that_missed_its_session_finds_it_at_its_end,

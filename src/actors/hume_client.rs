@@ -18,12 +18,14 @@ use tokio::sync::{Notify, watch};
 
 use super::child::{backoff, jitter};
 use super::stats::TrackStats;
-use super::track::rows::{Measured, RowLog};
+use super::track::rows::RowLog;
 use crate::analysis::connection::{AnalysisService, ConnectError, Received, ServiceConnection};
 use crate::analysis::gate::Permit;
 use crate::analysis::speech_stream::SpeechStream;
 use crate::analysis::{Reply, SPEECH_RATE, SpeechSlice, WireFormat, WireMessage};
 use crate::audio::window::Group;
+use crate::ids::new_row_id;
+use crate::journal::rows::Measured;
 use crate::recording::pipeline_log::{Fate, TrackLog};
 
 /// A group each 0.1 s is the most there is: 6 s of them.
@@ -346,8 +348,9 @@ impl Conversation<'_> {
         let HumeClientParams { service, rows, stats, .. } = &self.shared.params;
         let wire = &service.wire;
         let row = |start_ms, end_ms, scores, warning| Measured {
-            service: wire.service(),
-            kind: wire.kind(),
+            id: new_row_id(),
+            service: wire.service().into(),
+            kind: wire.kind().into(),
             start_ms,
             end_ms,
             scores,

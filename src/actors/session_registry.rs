@@ -7,6 +7,7 @@
 //! started it starts it again.
 
 mod autopilot;
+mod events;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -28,7 +29,8 @@ use crate::db::rows::EndReason;
 use crate::db::rows::events::{Applied, Arrival};
 use crate::db::{DbError, Store};
 use crate::ids::{Identity, MeetingId, RoomName, TicketId, TrackSid};
-use crate::session::lifecycle::SessionStatus;
+use crate::journal::Journal;
+use crate::journal::replay::Replayed;
 
 /// 200 events a room at most wait at LiveKit; 500 tracks may open at once.
 const MAILBOX_CAPACITY: usize = 1_024;
@@ -56,10 +58,23 @@ impl fmt::Display for ConnectionId {
     }
 }
 
-/// Keeps a verified event and all it changes. The reply means that it is committed.
+/// Keeps a verified event and all it changes. The reply means that it is committed, or in the journal.
 #[derive(Message)]
-#[rtype(result = "Result<Applied, DbError>")]
+#[rtype(result = "Result<Kept, DbError>")]
 pub struct ApplyEvent(pub Arrival);
+
+/// Where an event is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Kept {
+    InDatabase(Applied),
+    /// The database did not take it in time.
+    InJournal,
+}
+
+/// Events of the journal have been applied.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct EventsReplayed(pub Replayed);
 
 /// Something else than an event has changed what is known of sessions and tracks: an operator, a replay, a comparison with LiveKit.
 #[derive(Message)]
@@ -141,6 +156,7 @@ pub struct LiveTrack {
 
 pub struct SessionRegistry {
     store: Store,
+    journal: Journal,
     stall_after: Duration,
     active: HashMap<RoomName, MeetingId>,
     live: HashMap<ConnectionId, Live>,
@@ -175,9 +191,10 @@ impl Live {
 }
 
 impl SessionRegistry {
-    pub fn new(store: Store, stall_after: Duration) -> Self {
+    pub fn new(store: Store, journal: Journal, stall_after: Duration) -> Self {
         Self {
             store,
+            journal,
             stall_after,
             active: HashMap::new(),
             live: HashMap::new(),
@@ -228,43 +245,6 @@ impl Actor for SessionRegistry {
         ctx.run_interval(STALL_INTERVAL, |registry, _| registry.tell_stalled());
         self.forget_events(ctx);
         ctx.run_interval(FORGET_INTERVAL, |registry, ctx| registry.forget_events(ctx));
-    }
-}
-
-impl Handler<ApplyEvent> for SessionRegistry {
-    type Result = ResponseActFuture<Self, Result<Applied, DbError>>;
-
-    fn handle(&mut self, ApplyEvent(arrival): ApplyEvent, _: &mut Context<Self>) -> Self::Result {
-        let store = self.store.clone();
-        let (name, id) = (arrival.event.name.clone(), arrival.event.id.clone());
-        let may_change_queue = arrival.event.kind.may_change_queue();
-        let applied = async move { store.apply_event(arrival).await };
-        Box::pin(applied.into_actor(self).map(move |applied, registry, _| {
-            match &applied {
-                Ok(Applied::Kept(Some(session))) => {
-                    let (room, meeting) = (RoomName::new(&session.room_name), MeetingId::new(&session.meeting_id));
-                    if session.status == SessionStatus::Active.as_str() {
-                        registry.active.insert(room, meeting);
-                    } else if registry.active.get(&room) == Some(&meeting) {
-                        registry.active.remove(&room);
-                    }
-                    log::debug!("webhook kept event={name:?} event_id={id} session_id={} status={}", session.id, session.status);
-                }
-                Ok(Applied::Kept(None)) => log::debug!("webhook kept event={name:?} event_id={id}"),
-                Ok(Applied::Failed(problem)) => {
-                    log::error!("a webhook is kept that could not be applied event={name:?} event_id={id} problem={problem:?}")
-                }
-                Ok(Applied::Repeated) => log::debug!("webhook repeated event={name:?} event_id={id}"),
-                Err(error) => log::error!("a webhook could not be kept event={name:?} event_id={id} error={error}"),
-            }
-            match &applied {
-                Ok(Applied::Kept(Some(_))) if may_change_queue => registry.queue_changed(),
-                Ok(Applied::Kept(_) | Applied::Repeated) => {}
-                // What LiveKit says may be lost with it: it is asked.
-                Ok(Applied::Failed(_)) | Err(_) => registry.reconcile(),
-            }
-            applied
-        }))
     }
 }
 

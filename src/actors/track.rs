@@ -41,6 +41,7 @@ use crate::config::{AnalysisConfig, IngestConfig, RecordingConfig};
 use crate::db::Store;
 use crate::db::rows::{EndReason, MuteSpan, TrackFacts};
 use crate::ids::{SegmentId, TicketId};
+use crate::journal::Journal;
 use crate::recording::pipeline_log::PipelineLog;
 use crate::recording::root::Root;
 use crate::recording::syncer::Syncer;
@@ -126,6 +127,7 @@ pub struct TrackResources {
     pub recording: RecordingConfig,
     pub analysis: AnalysisConfig,
     pub store: Store,
+    pub journal: Journal,
     pub pipeline_log: PipelineLog,
     pub lag: Arc<WriteLag>,
     pub totals: Arc<Totals>,
@@ -195,7 +197,8 @@ impl TrackActor {
         let addr = context.address();
         let (told, spent) = oneshot::channel();
         let (resources, stats) = (Arc::clone(&params.resources), Arc::clone(&params.stats));
-        let rows = RowLog::start(resources.store.clone(), resources.audio_dir.clone(), params.identity.clone(), params.ticket.clone(), told);
+        let (store, journal, audio_dir) = (resources.store.clone(), resources.journal.clone(), resources.audio_dir.clone());
+        let rows = RowLog::start(store, journal, audio_dir, params.identity.clone(), params.ticket.clone(), told);
         let judge = RateJudge::new(params.format, params.from_livekit);
         let track = Self {
             phase: Phase::Waiting,

@@ -13,12 +13,13 @@ use actix_rt::task::spawn_blocking;
 use chrono::{DateTime, Utc};
 
 use super::stats::{TrackStats, WriteLag};
-use super::track::rows::{OpenedSegment, RowLog};
+use super::track::rows::RowLog;
 use crate::audio::format::PcmFormat;
 use crate::clock::Clock;
 use crate::db::rows::seals::Seal;
 use crate::db::rows::{ClosedSegment, EndReason, Gap, GapReason};
 use crate::ids::SegmentId;
+use crate::journal::rows::OpenedSegment;
 use crate::recording::path::SegmentName;
 use crate::recording::root::Root;
 use crate::recording::segment_file::{Piece, Sealed, SegmentFile};

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Bytes of one sample: every stream here is signed 16-bit little-endian.
 pub const SAMPLE_BYTES: u64 = 2;
 
 /// Signed 16-bit little-endian interleaved PCM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PcmFormat {
     /// Frames per second, 8,000 to 192,000.

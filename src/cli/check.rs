@@ -6,10 +6,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use chrono::{DateTime, SecondsFormat};
+
 use super::{ConfigArg, environment, start_logging};
 use crate::app::{ADMIN_KEY_FILE, TICKET_KEY_FILE};
 use crate::config::{Config, DatabaseUrl, IngestAuth, Secret};
 use crate::db::{DbError, Store};
+use crate::journal::{self, Waiting};
 use crate::keys;
 use crate::livekit::api::{LiveKit, LiveKitAccess};
 use crate::recording::disk::Disk;
@@ -63,6 +66,7 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     if let Some(files) = files::find(&config).await {
         findings.push(("recordings", files));
     }
+    findings.push(("journal", journal(&config.storage.dir.join(journal::DIRECTORY))));
     findings.push(("admin key", key(config.secrets.admin_api_key.as_ref(), "ADMIN_API_KEY", &config, ADMIN_KEY_FILE)));
     findings.push(("ticket key", key(config.secrets.ingest_ticket_secret.as_ref(), "INGEST_TICKET_SECRET", &config, TICKET_KEY_FILE)));
     findings.push((
@@ -134,6 +138,21 @@ fn space(config: &Config) -> Finding {
         Ok(space) if space.is_low() => Finding::Fault(format!("{space}: recordings would be refused")),
         Ok(space) => Finding::Fine(space.to_string()),
         Err(error) => Finding::Fault(format!("it cannot be measured: {error}")),
+    }
+}
+
+/// What waits for the database, of a server that runs or of an earlier run.
+fn journal(dir: &Path) -> Finding {
+    match journal::look(dir) {
+        Ok(Waiting { corrupt, .. }) if corrupt > 0 => Finding::Fault(format!("{} has {corrupt} parts that are no records", dir.display())),
+        Ok(Waiting { records: 0, .. }) => Finding::Fine("nothing waits for the database".to_owned()),
+        Ok(Waiting { records, bytes, oldest_ms, .. }) => {
+            let since = oldest_ms
+                .and_then(DateTime::from_timestamp_millis)
+                .map_or_else(String::new, |since| format!(", the oldest since {}", since.to_rfc3339_opts(SecondsFormat::Secs, true)));
+            Finding::Note(format!("{records} records ({bytes} bytes) wait for the database in {}{since}", dir.display()))
+        }
+        Err(error) => Finding::Fault(format!("{} cannot be read: {error}", dir.display())),
     }
 }
 

@@ -18,7 +18,14 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     raise_file_limit();
     keep_files_private();
     let mut signals = Signals::listen()?;
-    let server = app::start(config).await?;
+    // The start waits for a database that is away; it need not be waited for.
+    let server = tokio::select! {
+        server = app::start(config) => server?,
+        () = signals.wait() => {
+            log::info!("stopped before it had started");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     until_told(server, &mut signals).await;
     Ok(ExitCode::SUCCESS)
 }

@@ -209,6 +209,7 @@ fn both_ends_of_a_range_are_in_range_and_one_step_further_is_not() {
         ("recording.segment_duration", ["'1s'", "'3h'"], ["'999ms'", "'10801s'"]),
         ("recording.longest_fill", ["'1s'", "'1h'"], ["'999ms'", "'61m'"]),
         ("recording.spool_per_track", ["'1s'", "'5m'"], ["'999ms'", "'301s'"]),
+        ("storage.journal_max", ["'1MiB'", "'1TiB'"], ["'1048575B'", "'2TiB'"]),
         ("analysis.group_seconds", ["0.1", "30"], ["0.09", "nan"]),
         ("analysis.group_bytes", ["'4KiB'", "'64MiB'"], ["'4095B'", "'65MiB'"]),
         ("hume.queue", ["'1s'", "'10m'"], ["'999ms'", "'601s'"]),

@@ -14,11 +14,12 @@ const FORGET_AT_ONCE: usize = 500;
 
 impl Store {
     /// Keeps an event and commits everything it changes with it, together with others that arrive at the same time. A known id changes nothing.
+    /// Its place among them is taken by the call, not by the first look at the answer.
     ///
     /// # Errors
     /// What the same event may not meet later. An event whose effects the database never takes is kept alone, as [`Applied::Failed`].
-    pub async fn apply_event(&self, arrival: Arrival) -> Result<Applied, DbError> {
-        self.inner.lanes.apply(arrival, self.host()).await
+    pub fn apply_event(&self, arrival: Arrival) -> impl Future<Output = Result<Applied, DbError>> + Send + use<> {
+        self.inner.lanes.apply(arrival, self.host())
     }
 
     /// One transaction for all of them, in their order.

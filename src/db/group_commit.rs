@@ -43,16 +43,18 @@ impl Lanes {
         Self { lanes: (0..lanes).map(lane).collect() }
     }
 
-    /// As many wait as requests are open, which the HTTP server bounds.
-    pub(super) async fn apply(&self, arrival: Arrival, host: Arc<Host>) -> Result<Applied, DbError> {
+    /// Takes its place at once, so that calls keep their order. As many wait as requests are open, which the HTTP server bounds.
+    pub(super) fn apply(&self, arrival: Arrival, host: Arc<Host>) -> impl Future<Output = Result<Applied, DbError>> + Send + use<> {
         let room = arrival.event.room.as_ref().map(|room| room.sid.as_str());
         let hash = BuildHasherDefault::<DefaultHasher>::new().hash_one(room);
         let lane = usize::try_from(hash).unwrap_or_default().checked_rem(self.lanes.len()).unwrap_or_default();
         let (answer, applied) = oneshot::channel();
         let sent = self.lanes.get(lane).is_some_and(|lane| lane.send(Waiting { arrival, host, answer }).is_ok());
-        match (sent, applied.await) {
-            (true, Ok(applied)) => applied,
-            _ => Err(DbError::Connect("the store has stopped".to_owned())),
+        async move {
+            match (sent, applied.await) {
+                (true, Ok(applied)) => applied,
+                _ => Err(DbError::Connect("the store has stopped".to_owned())),
+            }
         }
     }
 }
@@ -69,7 +71,7 @@ async fn commit(inner: Arc<Inner>, mut batch: Vec<Waiting>) {
     // Two servers whose batches hold the same rooms must not wait for each other crosswise. The sort keeps the order within a room.
     batch.sort_by(|a, b| sid(a).cmp(&sid(b)));
     let Some(host) = batch.first().map(|waiting| Arc::clone(&waiting.host)) else { return };
-    let store = Store { inner, host };
+    let store = Store { inner, host, patience: None };
     let arrivals: Arc<[Arrival]> = batch.iter().map(|waiting| waiting.arrival.clone()).collect();
     match store.apply_events(arrivals).await {
         Ok(applied) => {

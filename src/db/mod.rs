@@ -39,6 +39,9 @@ struct PoolWait {
 pub enum DbError {
     #[error("the database is busy: no connection was free within {0:?}")]
     Busy(Duration),
+    /// The call goes on.
+    #[error("the database did not answer within {0:?}")]
+    Late(Duration),
     #[error("cannot connect to the database: {0}")]
     Connect(String),
     #[error("the database refused: {0}")]
@@ -61,7 +64,7 @@ impl DbError {
     /// Whether the same call may succeed later without anybody changing it.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Busy(_) | Self::Connect(_) | Self::Lost(_) => true,
+            Self::Busy(_) | Self::Late(_) | Self::Connect(_) | Self::Lost(_) => true,
             Self::Shared(error) => error.is_retryable(),
             Self::Query(error) => !matches!(
                 error,
@@ -81,11 +84,35 @@ impl DbError {
     }
 }
 
+impl DbError {
+    /// Whether the database is not there, or somebody holds it: waiting helps. What it has refused in words, such as a password, does not change by itself.
+    pub fn is_outage(&self) -> bool {
+        // PostgreSQL's own words for "soon"; they are in English unless its `lc_messages` says otherwise, and then a start ends that could have waited.
+        const SOON: [&str; 5] = ["starting up", "shutting down", "recovery mode", "too many clients", "remaining connection slots"];
+        match self {
+            Self::Busy(_) | Self::Late(_) => true,
+            Self::Connect(text) => {
+                let is_refusal = text.contains("db error") || text.contains("password") || text.contains("unable to open");
+                !is_refusal || SOON.iter().any(|soon| text.contains(soon))
+            }
+            Self::Migration(text) => text.contains("database is locked"),
+            Self::Query(error) => {
+                let text = error.to_string();
+                text.contains("database is locked") || text.contains("connection closed") || SOON.iter().any(|soon| text.contains(soon))
+            }
+            Self::Shared(error) => error.is_outage(),
+            Self::Lost(_) | Self::TicketSpent | Self::Unreadable(_) => false,
+        }
+    }
+}
+
 /// The database. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
     host: Arc<Host>,
+    /// How long its caller waits for a call; the call itself goes on.
+    patience: Option<Duration>,
 }
 
 struct Inner {
@@ -177,13 +204,19 @@ impl Store {
             Inner { engine, lanes, segments_ended: Notify::new(), runtime: Some(runtime) }
         });
         let host = Host { server: ServerId::new("alone"), autopilot: None };
-        Ok(Self { inner, host: Arc::new(host) })
+        Ok(Self { inner, host: Arc::new(host), patience: None })
     }
 
     /// The same database on behalf of a server among several, which may start recordings by itself.
     #[must_use]
     pub fn on_behalf_of(self, host: Host) -> Self {
         Self { host: Arc::new(host), ..self }
+    }
+
+    /// The same database for callers that would rather have no answer than a late one. What they asked for may happen all the same.
+    #[must_use]
+    pub fn answering_within(&self, patience: Duration) -> Self {
+        Self { patience: Some(patience), ..self.clone() }
     }
 
     fn host(&self) -> Arc<Host> {
@@ -211,7 +244,11 @@ impl Store {
     /// Runs `work` where nobody can cancel it.
     async fn task<T: Send + 'static>(&self, work: impl Future<Output = Result<T, DbError>> + Send + 'static) -> Result<T, DbError> {
         let runtime = self.inner.runtime.as_ref().expect("the runtime lives as long as the store");
-        runtime.spawn(work).await?
+        let running = runtime.spawn(work);
+        match self.patience {
+            Some(patience) => tokio::time::timeout(patience, running).await.map_err(|_| DbError::Late(patience))??,
+            None => running.await?,
+        }
     }
 
     /// Lets `work` go on, independently of whoever asked for it.

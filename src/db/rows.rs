@@ -4,6 +4,8 @@ pub mod egresses;
 pub mod events;
 pub mod seals;
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::prelude::{Queryable, Selectable};
 use serde::{Deserialize, Serialize};
@@ -216,8 +218,11 @@ pub struct Host {
 }
 
 /// A connection that has sent its first sample.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct NewRecording {
+    /// Of the recording that is made, unless the connection goes on with one that is there. Asked for again under the same id, it is the same.
+    pub id: RecordingId,
     pub meeting: MeetingId,
     pub room: RoomName,
     pub participant: Option<Identity>,
@@ -225,7 +230,8 @@ pub struct NewRecording {
     pub started_at: DateTime<Utc>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct OpenedRecording {
     pub id: RecordingId,
     /// How long after the recording's first sample this connection's first sample came, in milliseconds.
@@ -245,7 +251,8 @@ pub struct NewSegment {
     pub ticket: Option<TicketId>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ClosedSegment {
     pub id: SegmentId,
     pub format: PcmFormat,
@@ -279,7 +286,8 @@ pub enum GapReason {
 }
 
 /// What the ingest found out about a track.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct TrackFacts {
     pub format_mismatch: Option<String>,
     pub mute_spans: Vec<MuteSpan>,
@@ -295,9 +303,11 @@ pub struct MuteSpan {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewMeasurement {
+    /// Of its row; one that is there stays as it is.
+    pub id: String,
     pub recording: RecordingId,
-    pub service: &'static str,
-    pub kind: &'static str,
+    pub service: Cow<'static, str>,
+    pub kind: Cow<'static, str>,
     pub start_ms: u64,
     pub end_ms: u64,
     /// Name and score, in the service's order.

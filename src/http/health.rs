@@ -13,6 +13,7 @@ use super::Doors;
 use super::storage::Storage;
 use crate::actors::totals::Totals;
 use crate::db::Store;
+use crate::journal::{Journal, JournalFigures};
 
 /// How long each part may take to answer.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -26,27 +27,31 @@ pub async fn root() -> HttpResponse {
 
 /// `GET /health`
 pub async fn health(doors: web::Data<Doors>) -> HttpResponse {
-    let reasons = doors.health.reasons().await;
+    let mut reasons = doors.health.reasons().await;
     let timestamp = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
-    if reasons.is_empty() {
-        HttpResponse::Ok().json(json!({"status": "healthy", "timestamp": timestamp}))
-    } else {
-        let unhealthy = json!({"status": "unhealthy", "timestamp": timestamp, "reasons": reasons});
-        HttpResponse::build(StatusCode::SERVICE_UNAVAILABLE).json(unhealthy)
-    }
+    let able = reasons.is_empty();
+    reasons.extend(doors.health.journal());
+    let status = match (able, reasons.is_empty()) {
+        (true, true) => return HttpResponse::Ok().json(json!({"status": "healthy", "timestamp": timestamp})),
+        // It works, and something is to be looked at.
+        (true, false) => (StatusCode::OK, "degraded"),
+        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
+    };
+    HttpResponse::build(status.0).json(json!({"status": status.1, "timestamp": timestamp, "reasons": reasons}))
 }
 
 /// Looks at the parts, one look at a time.
 pub struct Health {
     store: Store,
+    journal: Journal,
     storage: Arc<Storage>,
     totals: Arc<Totals>,
     last: Mutex<Option<(Instant, Vec<String>)>>,
 }
 
 impl Health {
-    pub fn new(store: Store, storage: Arc<Storage>, totals: Arc<Totals>) -> Self {
-        Self { store, storage, totals, last: Mutex::default() }
+    pub fn new(store: Store, journal: Journal, storage: Arc<Storage>, totals: Arc<Totals>) -> Self {
+        Self { store, journal, storage, totals, last: Mutex::default() }
     }
 
     /// What keeps the server from its work; nothing when it is healthy.
@@ -65,6 +70,16 @@ impl Health {
         let reasons: Vec<String> = [database, directory, space, loss].into_iter().flatten().collect();
         *last = Some((Instant::now(), reasons.clone()));
         reasons
+    }
+
+    /// What waits for the database.
+    fn journal(&self) -> Option<String> {
+        let figures = self.journal.figures();
+        let JournalFigures { records, oldest_seconds, set_aside, .. } = figures;
+        let waiting = (records > 0).then(|| format!("{records} records wait for the database, the oldest for {oldest_seconds} s"));
+        let bad = (set_aside > 0).then(|| format!("{set_aside} could not be used and are set aside as .bad files"));
+        let parts: Vec<String> = [waiting, bad].into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| format!("journal: {}", parts.join("; ")))
     }
 
     async fn database(&self) -> Option<String> {

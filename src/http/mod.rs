@@ -15,6 +15,7 @@ mod webhook;
 pub mod ws_guard;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::Addr;
 use actix_cors::Cors;
@@ -31,9 +32,13 @@ use crate::actors::reconciler::Reconciler;
 use crate::actors::session_registry::SessionRegistry;
 use crate::actors::track::TrackResources;
 use crate::config::{HttpConfig, Secret};
+use crate::db::Store;
 use crate::livekit::webhook::WebhookVerifier;
 use crate::metrics::Metrics;
 use crate::ticket::TicketMint;
+
+/// How long an operator waits for the database, at each call; then it is 503 with `Retry-After`, within 2 s.
+pub const DATABASE_PATIENCE: Duration = Duration::from_millis(1_500);
 
 /// What the handlers share.
 pub struct Doors {
@@ -43,6 +48,8 @@ pub struct Doors {
     /// `None` where nothing is started by itself.
     pub starter: Option<Addr<EgressStarter>>,
     pub tracks: Arc<TrackResources>,
+    /// For whoever would rather be told to come again than wait.
+    pub store: Store,
     pub webhook_verifier: Option<WebhookVerifier>,
     pub admin_key: Secret,
     pub mint: TicketMint,

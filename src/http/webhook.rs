@@ -1,4 +1,4 @@
-//! `POST /livekit/webhook`: verify, commit, acknowledge.
+//! `POST /livekit/webhook`: verify, commit or keep in the journal, acknowledge.
 //!
 //! LiveKit takes every 4xx as final and drops the event (`docs/FACTS.md`, webhooks). So only what is not LiveKit's gets one, and whatever may pass later gets 503.
 

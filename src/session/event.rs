@@ -1,11 +1,13 @@
 //! What a LiveKit webhook says, in our words.
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use crate::ids::{EgressId, EventId, Identity, ParticipantSid, RoomName, RoomSid, TrackSid};
 
 /// A verified webhook event. Its stored body is kept beside it by the store.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SessionEvent {
     /// The same in every delivery.
     pub id: EventId,
@@ -18,7 +20,8 @@ pub struct SessionEvent {
     pub kind: EventKind,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Room {
     pub sid: RoomSid,
     pub name: RoomName,
@@ -29,7 +32,8 @@ pub struct Room {
 }
 
 /// What happened to whom.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum EventKind {
     RoomStarted,
     RoomEnded,
@@ -55,7 +59,8 @@ impl EventKind {
 }
 
 /// What LiveKit says of an egress, without the URL it sends to.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct EgressReport {
     pub id: EgressId,
     pub status: EgressStatus,
@@ -64,7 +69,8 @@ pub struct EgressReport {
 }
 
 /// LiveKit's `EgressStatus`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum EgressStatus {
     Starting,
     Active,
@@ -100,7 +106,8 @@ impl EgressStatus {
     }
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Participant {
     pub sid: ParticipantSid,
     pub identity: Identity,
@@ -117,7 +124,8 @@ pub struct Participant {
     pub complete: bool,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Track {
     pub sid: TrackSid,
     /// `AUDIO`, `VIDEO` or `DATA`.

@@ -82,6 +82,7 @@ pub async fn deliver(store: &Store, event: SessionEvent) -> Applied {
 /// Ana's first sample in track `TR_1`.
 pub fn new_recording(meeting: &str, room: &str, started_at: DateTime<Utc>) -> NewRecording {
     NewRecording {
+        id: RecordingId::fresh(),
         meeting: MeetingId::new(meeting),
         room: RoomName::new(room),
         participant: Some(Identity::new("ana")),

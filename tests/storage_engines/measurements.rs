@@ -2,7 +2,7 @@
 
 use live_meeting::db::Store;
 use live_meeting::db::rows::{NewMeasurement, NewRecording, Page};
-use live_meeting::ids::{Identity, MeetingId, RecordingId};
+use live_meeting::ids::{Identity, MeetingId, RecordingId, new_row_id};
 use serde_json::{Value, json};
 
 use super::engine::TestDatabase;
@@ -10,9 +10,10 @@ use super::fixtures::{ALL, at, deliver, new_recording, open_recording, started};
 
 fn measurement(recording: &RecordingId, start_ms: u64) -> NewMeasurement {
     NewMeasurement {
+        id: new_row_id(),
         recording: recording.clone(),
-        service: "hume",
-        kind: "prosody",
+        service: "hume".into(),
+        kind: "prosody".into(),
         start_ms,
         end_ms: start_ms + 2_000,
         scores: vec![("Joy".to_owned(), 0.123_456_789_012_345_67), ("Empathic Pain 🥲".to_owned(), 1e-9)],

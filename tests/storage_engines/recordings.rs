@@ -2,13 +2,14 @@
 
 use chrono::NaiveDateTime;
 use live_meeting::db::Store;
-use live_meeting::db::rows::{Admission, MuteSpan, NewRecording, OpenedRecording, Page, RecordingRow, TrackFacts};
-use live_meeting::ids::{Identity, MeetingId, RecordingId, RoomName, TicketId, TrackSid};
+use live_meeting::db::rows::{Admission, EndReason, MuteSpan, NewRecording, OpenedRecording, Page, RecordingRow, TrackFacts};
+use live_meeting::ids::{Identity, MeetingId, RecordingId, RoomName, TicketId, TrackSid, new_row_id};
+use live_meeting::journal::rows::{ConnectionRows, Measured, OpenedSegment, RowOp, Written};
 use live_meeting::session::event::EventKind;
 
 use super::engine::TestDatabase;
 use super::fixtures::{
-    ALL, at, at_ms, close, deliver, ended, event, new_recording, new_segment, open_recording, open_segment, participant, started, track,
+    ALL, at, at_ms, close, closed, deliver, ended, event, new_recording, new_segment, open_recording, open_segment, participant, started, track,
 };
 
 async fn admit(store: &Store, meeting: Option<&str>, ticket: Option<&str>) -> Admission {
@@ -222,4 +223,69 @@ pub async fn pages_of_recordings_neither_repeat_nor_lose_a_row_when_others_come_
     }
     assert_eq!(seen, expected);
     assert_eq!(store.recordings(None, ALL).await.unwrap().len(), 12, "without a meeting, all of them");
+}
+
+pub async fn a_recording_that_is_asked_for_again_under_its_id_is_the_same(db: &TestDatabase) {
+    let store = db.store().await;
+    let named = new_recording("RM_1", "room", at(1));
+    let unnamed = NewRecording { track: None, ..new_recording("RM_1", "room", at(1)) };
+    for new in [named, unnamed] {
+        // At once, as when a call that was given up and its repetition meet.
+        let answers = futures_util::future::join_all((0..3).map(|_| store.open_recording(new.clone()))).await;
+        for answer in answers {
+            assert_eq!(answer.unwrap(), OpenedRecording { id: new.id.clone(), offset_ms: 0, facts: TrackFacts::default() });
+        }
+        // Also behind a session that came meanwhile.
+        deliver(&store, started("RM_1", "room", 0)).await;
+        assert_eq!(store.open_recording(new.clone()).await.unwrap().id, new.id);
+    }
+    assert_eq!((db.count("recordings").await, db.count("tracks").await), (2, 2));
+}
+
+pub async fn the_rows_of_a_connection_that_are_written_twice_are_as_if_once(db: &TestDatabase) {
+    let store = db.store().await;
+    // An earlier connection of the track has been muted.
+    let earlier = open_recording(&store, "RM_1", "room", 1).await;
+    let spans = |spans: &[(u64, u64)]| TrackFacts {
+        mute_spans: spans.iter().map(|(start, end)| MuteSpan { start_ms: *start, end_ms: Some(*end) }).collect(),
+        format_mismatch: None,
+    };
+    store.set_track_facts(earlier, spans(&[(0, 500)])).await.unwrap();
+    let rows = ConnectionRows { recording: new_recording("RM_1", "room", at(11)), opened: None };
+    let segment = new_segment(&rows.recording.id, 11, None);
+    let measured = Measured {
+        id: new_row_id(),
+        service: "hume".into(),
+        kind: "prosody".into(),
+        start_ms: 0,
+        end_ms: 2_000,
+        scores: vec![("Joy".to_owned(), 0.5)],
+        warning: None,
+        received_at: at(12),
+    };
+    let opened = OpenedSegment { id: segment.id.clone(), path: segment.path, format: segment.format, started_at: segment.started_at };
+    let ops = [
+        RowOp::Opened(opened, Some(TicketId::new("ticket"))),
+        RowOp::Facts(spans(&[(0, 100)])),
+        RowOp::Facts(spans(&[(0, 100), (200, 300)])),
+        RowOp::Measured(vec![measured]),
+        RowOp::Closed(closed(&segment.id, 13, EndReason::Closed)),
+        RowOp::End,
+    ];
+    // The second time as after a crash: what the first time learnt is not known.
+    for _ in 0..2 {
+        let mut rows: ConnectionRows = serde_json::from_str(&serde_json::to_string(&rows).unwrap()).unwrap();
+        for op in &ops {
+            let op: RowOp = serde_json::from_str(&serde_json::to_string(op).unwrap()).unwrap();
+            assert_eq!(rows.write(&store, op).await.unwrap(), Written::AsSaid);
+        }
+        for table in ["recordings", "segments", "tracks", "measurements"] {
+            assert_eq!(db.count(table).await, 1, "{table}");
+        }
+        let recording = RecordingId::new(of_meeting(&store, "RM_1").await.remove(0));
+        assert_eq!(row(&store, &recording).await.ended_at, Some(at(13).naive_utc()));
+        let tracks = store.tracks(MeetingId::new("RM_1"), ALL).await.unwrap();
+        let expected = [(0, 500), (10_000, 10_100), (10_200, 10_300)];
+        assert_eq!(tracks[0].mute_spans, serde_json::to_string(&spans(&expected).mute_spans).unwrap());
+    }
 }

@@ -1,8 +1,8 @@
 //! The rows of one track, in order, for as long as the database takes: rows follow, the recording never waits for them.
 //!
-//! A task of the store owns the order; it outlives the actors. What it cannot write it tries again, so a database that is down for a while
-//! costs nothing but memory for a few small messages. Only measurements and facts could become many: the ones have a bound, and
-//! of the others one waits.
+//! A task of the store owns the order; it outlives the actors. What the database does not take within a second goes to the [`Journal`], and what follows goes
+//! behind it, so that neither a database that is down nor a process that is killed meanwhile costs a row. Only where the journal takes nothing either do
+//! rows wait in memory. Measurements and facts could become many there: the ones have a bound, and of the others one waits.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::actors::child::{backoff, jitter};
-use crate::audio::format::PcmFormat;
-use crate::db::rows::{ClosedSegment, EndReason, MuteSpan, NewMeasurement, NewRecording, NewSegment, OpenedRecording, TrackFacts};
+use crate::db::rows::{ClosedSegment, EndReason, NewRecording, TrackFacts};
 use crate::db::{DbError, Store};
-use crate::ids::{Identity, MeetingId, RoomName, SegmentId, TicketId, TrackSid};
+use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, TicketId, TrackSid, new_row_id};
+use crate::journal::rows::{ConnectionRows, Measured, OpenedSegment, RowOp, RowRecord, Written};
+use crate::journal::{Behind, Journal, Record};
 use crate::recording::path::below;
 use crate::recording::repair::{Interrupted, Outcome, repair};
 use crate::sealing::closed_by;
@@ -25,6 +27,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Replies of an analysis service that wait for the database: ten minutes of them, in groups of 2 s.
 const MAX_MEASURED: usize = 300;
 const MAX_RETRY: Duration = Duration::from_secs(5);
+/// How long the database may take for a row before the journal does. A shutdown waits twice as long for rows.
+const ROW_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whose rows they are.
 #[derive(Debug, Clone)]
@@ -37,37 +41,15 @@ pub struct TrackIdentity {
     pub session_started_at: Option<DateTime<Utc>>,
 }
 
-/// A file that has just been made.
-#[derive(Debug, Clone)]
-pub struct OpenedSegment {
-    pub id: SegmentId,
-    /// Below the audio directory.
-    pub path: String,
-    pub format: PcmFormat,
-    pub started_at: DateTime<Utc>,
-}
-
-/// What an analysis service said of a stretch of the connection's audio.
-#[derive(Debug, Clone)]
-pub struct Measured {
-    pub service: &'static str,
-    pub kind: &'static str,
-    /// From the connection's first sample, in milliseconds.
-    pub start_ms: u64,
-    pub end_ms: u64,
-    pub scores: Vec<(String, f64)>,
-    pub warning: Option<String>,
-    pub received_at: DateTime<Utc>,
-}
-
-enum RowOp {
+/// What is to become rows.
+enum Told {
     Opened(OpenedSegment),
     Closed(ClosedSegment),
     /// Its writer died.
     Abandoned(SegmentId),
     Facts(TrackFacts),
     Measured(Vec<Measured>),
-    /// Answers when everything before it is in the database.
+    /// Answers when everything before it is in the database or in the journal.
     Flush(oneshot::Sender<()>),
     End,
 }
@@ -75,22 +57,31 @@ enum RowOp {
 /// The way to the rows of one track. Cheap to clone; every call returns at once.
 #[derive(Debug, Clone)]
 pub struct RowLog {
-    ops: mpsc::UnboundedSender<RowOp>,
+    ops: mpsc::UnboundedSender<Told>,
     measured_waiting: Arc<AtomicUsize>,
     facts_waiting: Arc<AtomicBool>,
 }
 
 impl RowLog {
     /// `spent` is told when the connection's ticket turns out to have opened another before.
-    pub fn start(store: Store, audio_dir: PathBuf, identity: TrackIdentity, ticket: Option<TicketId>, spent: oneshot::Sender<()>) -> Self {
+    pub fn start(
+        store: Store,
+        journal: Journal,
+        audio_dir: PathBuf,
+        identity: TrackIdentity,
+        ticket: Option<TicketId>,
+        spent: oneshot::Sender<()>,
+    ) -> Self {
         let (ops, received) = mpsc::unbounded_channel();
         let (measured_waiting, facts_waiting) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let keeper = Keeper {
             store: store.clone(),
+            journal,
             audio_dir,
             identity,
+            connection: new_row_id(),
             ticket,
-            recording: None,
+            rows: None,
             open: Vec::new(),
             measured_waiting: Arc::clone(&measured_waiting),
             facts_waiting: Arc::clone(&facts_waiting),
@@ -101,22 +92,22 @@ impl RowLog {
     }
 
     pub fn segment_opened(&self, segment: OpenedSegment) {
-        self.put(RowOp::Opened(segment));
+        self.put(Told::Opened(segment));
     }
 
     pub fn segment_closed(&self, segment: ClosedSegment) {
-        self.put(RowOp::Closed(segment));
+        self.put(Told::Closed(segment));
     }
 
     /// Its writer died: the file says how it ended.
     pub fn segment_abandoned(&self, id: SegmentId) {
-        self.put(RowOp::Abandoned(id));
+        self.put(Told::Abandoned(id));
     }
 
     /// Mute spans count from the connection's first sample.
     pub fn facts(&self, facts: TrackFacts) {
         self.facts_waiting.store(true, Relaxed);
-        self.put(RowOp::Facts(facts));
+        self.put(Told::Facts(facts));
     }
 
     /// Whether earlier facts still wait for the database: newer ones had better wait too.
@@ -127,7 +118,7 @@ impl RowLog {
     /// Behind a database that is down, a bounded number of them waits; what comes then is dropped, and said.
     pub fn measured(&self, measured: Vec<Measured>) {
         if self.measured_waiting.fetch_add(1, Relaxed) < MAX_MEASURED {
-            self.put(RowOp::Measured(measured));
+            self.put(Told::Measured(measured));
         } else {
             self.measured_waiting.fetch_sub(1, Relaxed);
             log::error!("measurements are lost: the database has been away for too long");
@@ -136,20 +127,20 @@ impl RowLog {
 
     /// Ends the recording's row.
     pub fn end(&self) {
-        self.put(RowOp::End);
+        self.put(Told::End);
     }
 
-    /// Resolves when everything so far is in the database.
+    /// Resolves when everything so far is in the database, or in the journal.
     pub async fn flushed(&self) {
         let (done, flushed) = oneshot::channel();
-        self.put(RowOp::Flush(done));
+        self.put(Told::Flush(done));
         if flushed.await.is_err() {
             log::error!("rows of a track were not written: their task is gone");
         }
     }
 
-    fn put(&self, op: RowOp) {
-        if self.ops.send(op).is_err() {
+    fn put(&self, told: Told) {
+        if self.ops.send(told).is_err() {
             log::error!("a row of a track was not written: its task is gone");
         }
     }
@@ -157,11 +148,15 @@ impl RowLog {
 
 struct Keeper {
     store: Store,
+    journal: Journal,
     audio_dir: PathBuf,
     identity: TrackIdentity,
+    /// In the journal.
+    connection: String,
     /// Goes on the row of the connection's first segment.
     ticket: Option<TicketId>,
-    recording: Option<OpenedRecording>,
+    /// `None` until there is a segment.
+    rows: Option<ConnectionRows>,
     /// The segments whose end nobody has reported yet: the one that is written, one that is being sealed, and those of writers that died.
     open: Vec<OpenedSegment>,
     measured_waiting: Arc<AtomicUsize>,
@@ -169,100 +164,63 @@ struct Keeper {
     spent: Option<oneshot::Sender<()>>,
 }
 
+/// A step that the database is doing, with what it says of the recording.
+type Writing = JoinHandle<(ConnectionRows, Result<Written, DbError>)>;
+
 impl Keeper {
-    async fn run(mut self, mut ops: mpsc::UnboundedReceiver<RowOp>) {
-        while let Some(op) = ops.recv().await {
-            self.apply(op).await;
+    async fn run(mut self, mut ops: mpsc::UnboundedReceiver<Told>) {
+        while let Some(told) = ops.recv().await {
+            self.keep(told).await;
         }
         // A track that died could not say its end.
         self.end().await;
     }
 
-    async fn apply(&mut self, op: RowOp) {
-        match op {
-            RowOp::Opened(segment) => self.open_segment(segment).await,
-            RowOp::Closed(closed) => {
+    async fn keep(&mut self, told: Told) {
+        match told {
+            Told::Opened(segment) => {
+                self.open.push(segment.clone());
+                if self.rows.is_none() {
+                    let TrackIdentity { meeting, room, participant, track, .. } = self.identity.clone();
+                    let recording = NewRecording { id: RecordingId::fresh(), meeting, room, participant, track, started_at: segment.started_at };
+                    self.rows = Some(ConnectionRows { recording, opened: None });
+                }
+                let ticket = self.ticket.take();
+                self.write("segment", RowOp::Opened(segment, ticket)).await;
+            }
+            Told::Closed(closed) => {
                 self.open.retain(|open| open.id != closed.id);
-                self.insist("segment", |store| store.close_segment(closed.clone())).await;
+                self.write("segment", RowOp::Closed(closed)).await;
             }
-            RowOp::Facts(facts) => {
+            Told::Facts(facts) => {
                 self.facts_waiting.store(false, Relaxed);
-                if let Some(OpenedRecording { id, offset_ms, facts: earlier }) = self.recording.clone() {
-                    let own = facts.mute_spans.iter().map(|span| shifted(span, offset_ms));
-                    let mute_spans = earlier.mute_spans.into_iter().chain(own).collect();
-                    let facts = TrackFacts { mute_spans, format_mismatch: facts.format_mismatch.or(earlier.format_mismatch) };
-                    self.insist("track", |store| store.set_track_facts(id.clone(), facts.clone())).await;
-                }
+                self.write("track", RowOp::Facts(facts)).await;
             }
-            RowOp::Measured(measured) => {
+            Told::Measured(measured) => {
                 self.measured_waiting.fetch_sub(1, Relaxed);
-                if let Some(recording) = &self.recording {
-                    let rows: Vec<NewMeasurement> = measured.into_iter().map(|measured| measurement(measured, recording)).collect();
-                    self.insist("measurements", |store| store.add_measurements(rows.clone())).await;
-                }
+                self.write("measurements", RowOp::Measured(measured)).await;
             }
-            RowOp::Flush(done) => {
+            Told::Flush(done) => {
                 // Nobody may be waiting any more.
                 done.send(()).ok();
             }
-            RowOp::Abandoned(id) => {
+            Told::Abandoned(id) => {
                 let (dead, others) = std::mem::take(&mut self.open).into_iter().partition(|open| open.id == id);
                 self.open = others;
                 self.close_abandoned(dead).await;
             }
-            RowOp::End => self.end().await,
+            Told::End => self.end().await,
         }
     }
 
     async fn end(&mut self) {
         let open = std::mem::take(&mut self.open);
         self.close_abandoned(open).await;
-        if let Some(OpenedRecording { id, .. }) = self.recording.clone() {
-            self.insist("recording", |store| store.close_recording(id.clone())).await;
-        }
-    }
-
-    async fn open_segment(&mut self, segment: OpenedSegment) {
-        if self.recording.is_none() {
-            let TrackIdentity { meeting, room, participant, track, .. } = self.identity.clone();
-            let new = NewRecording { meeting, room, participant, track, started_at: segment.started_at };
-            self.recording = self.insist("recording", |store| store.open_recording(new.clone())).await;
-        }
-        let Some(recording) = self.recording.clone() else { return };
-        loop {
-            let new = NewSegment {
-                id: segment.id.clone(),
-                recording: recording.id.clone(),
-                path: segment.path.clone(),
-                format: segment.format,
-                track: self.identity.track.clone(),
-                started_at: segment.started_at,
-                ticket: self.ticket.clone(),
-            };
-            match retried(&self.store, "segment", |store| store.open_segment(new.clone())).await {
-                Ok(()) => {
-                    self.ticket = None;
-                    break;
-                }
-                Err(DbError::TicketSpent) => {
-                    // The audio is kept, with a row of its own; the connection goes.
-                    log::error!("a spent ticket was used again, while the database could not be asked segment_id={}", segment.id);
-                    self.ticket = None;
-                    if let Some(spent) = self.spent.take() {
-                        spent.send(()).ok();
-                    }
-                }
-                Err(error) => {
-                    log::error!("a row was not written what=segment error={error}");
-                    return;
-                }
-            }
-        }
-        self.open.push(segment);
+        self.write("recording", RowOp::End).await;
     }
 
     /// Writers that died have left their segments open: the files themselves know their length.
-    async fn close_abandoned(&self, segments: Vec<OpenedSegment>) {
+    async fn close_abandoned(&mut self, segments: Vec<OpenedSegment>) {
         for segment in segments {
             let interrupted = self.interrupted(&segment);
             let repaired = tokio::task::spawn_blocking(move || repair(&interrupted)).await;
@@ -271,7 +229,7 @@ impl Keeper {
                 continue;
             };
             let closed = closed_by(segment.id, &sidecar);
-            self.insist("segment", |store| store.close_segment(closed.clone())).await;
+            self.write("segment", RowOp::Closed(closed)).await;
         }
     }
 
@@ -290,46 +248,98 @@ impl Keeper {
         }
     }
 
-    /// Makes a call until it succeeds, or can never.
-    async fn insist<'a, T, F: Future<Output = Result<T, DbError>>>(&'a self, what: &str, call: impl FnMut(&'a Store) -> F) -> Option<T> {
-        let outcome = retried(&self.store, what, call).await;
-        outcome.inspect_err(|error| log::error!("a row was not written what={what} error={error}")).ok()
-    }
-}
-
-async fn retried<'a, T, F: Future<Output = Result<T, DbError>>>(
-    store: &'a Store,
-    what: &str,
-    mut call: impl FnMut(&'a Store) -> F,
-) -> Result<T, DbError> {
-    let mut attempt = 0;
-    loop {
-        match call(store).await {
-            Err(error) if error.is_retryable() => {
-                if attempt == 0 {
-                    log::warn!("a row waits for the database what={what} error={error}");
-                }
-                tokio::time::sleep(backoff(attempt, FIRST_RETRY, MAX_RETRY, jitter())).await;
-                attempt += 1;
+    /// Returns when the step is in the database or in the journal, or can never be. Without a segment there is no row to be written.
+    async fn write(&mut self, what: &str, op: RowOp) {
+        let mut attempt = 0;
+        while let Some(rows) = self.rows.clone() {
+            let record = RowRecord { connection: self.connection.clone(), rows: rows.clone(), op: op.clone() };
+            let record = Record::Rows(Box::new(record));
+            if self.journal.is_in_use() && self.put_off(&record, &op, true).await == Behind::Kept {
+                return;
             }
-            outcome => return outcome,
+            let mut writing = self.begin(rows, op.clone());
+            let problem = match tokio::time::timeout(ROW_PATIENCE, &mut writing).await {
+                Ok(Ok((rows, Err(error)))) if error.is_retryable() => {
+                    self.rows = Some(rows);
+                    error.to_string()
+                }
+                Ok(Ok((rows, outcome))) => return self.is_written(what, rows, outcome),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {} s", ROW_PATIENCE.as_secs()),
+            };
+            match self.put_off(&record, &op, false).await {
+                Behind::Kept => {
+                    if !writing.is_finished() {
+                        self.journal.wait_for(tokio::spawn(tell_if_spent(writing, self.journal.clone(), self.connection.clone())));
+                    }
+                    return;
+                }
+                Behind::NothingWaits => {}
+                Behind::Refused(refused) if attempt == 0 => {
+                    log::error!("a row waits for the database, and in memory alone what={what} problem={problem:?} journal={refused}");
+                }
+                Behind::Refused(_) => {}
+            }
+            // A call that may still succeed is not made twice.
+            if !writing.is_finished()
+                && let Ok((rows, outcome)) = writing.await
+            {
+                if !outcome.as_ref().is_err_and(DbError::is_retryable) {
+                    return self.is_written(what, rows, outcome);
+                }
+                self.rows = Some(rows);
+            }
+            tokio::time::sleep(backoff(attempt, FIRST_RETRY, MAX_RETRY, jitter())).await;
+            attempt += 1;
+        }
+    }
+
+    fn begin(&self, mut rows: ConnectionRows, op: RowOp) -> Writing {
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            let outcome = rows.write(&store, op).await;
+            (rows, outcome)
+        })
+    }
+
+    /// Gives a step to the journal, and with the first segment's the question whether the ticket was spent.
+    async fn put_off(&mut self, record: &Record, op: &RowOp, behind: bool) -> Behind {
+        let asks = matches!(op, RowOp::Opened(_, Some(_)));
+        if let Some(spent) = self.spent.take_if(|_| asks) {
+            self.journal.tell_spent(&self.connection, spent);
+        }
+        let put_off = if behind {
+            self.journal.keep_behind(record).await
+        } else {
+            self.journal.keep(record).await.map_or_else(Behind::Refused, |()| Behind::Kept)
+        };
+        if asks && put_off != Behind::Kept {
+            self.spent = self.journal.take_spent(&self.connection);
+        }
+        put_off
+    }
+
+    fn is_written(&mut self, what: &str, rows: ConnectionRows, outcome: Result<Written, DbError>) {
+        self.rows = Some(rows);
+        match outcome {
+            Ok(Written::AsSaid) => {}
+            Ok(Written::TicketSpent) => {
+                if let Some(spent) = self.spent.take() {
+                    // The connection may have ended.
+                    spent.send(()).ok();
+                }
+            }
+            Err(error) => log::error!("a row was not written what={what} error={error}"),
         }
     }
 }
 
-fn shifted(span: &MuteSpan, offset_ms: u64) -> MuteSpan {
-    MuteSpan { start_ms: span.start_ms + offset_ms, end_ms: span.end_ms.map(|end| end + offset_ms) }
-}
-
-fn measurement(measured: Measured, recording: &OpenedRecording) -> NewMeasurement {
-    NewMeasurement {
-        recording: recording.id.clone(),
-        service: measured.service,
-        kind: measured.kind,
-        start_ms: measured.start_ms + recording.offset_ms,
-        end_ms: measured.end_ms + recording.offset_ms,
-        scores: measured.scores,
-        warning: measured.warning,
-        received_at: measured.received_at,
+/// The end of a call that was given up, whose step is done again by way of the journal: its word of the ticket is the one that counts.
+async fn tell_if_spent(writing: Writing, journal: Journal, connection: String) {
+    if let Ok((_, Ok(Written::TicketSpent))) = writing.await
+        && let Some(spent) = journal.take_spent(&connection)
+    {
+        // The connection may have ended.
+        spent.send(()).ok();
     }
 }

@@ -97,6 +97,7 @@ impl Stage {
             gate: Arc::new(CredentialGate::new(Duration::from_secs(1))),
             queue: Duration::from_secs(30),
         };
+        let journal = Journal::open(dir.path(), 1 << 20).expect("a journal");
         let resources = TrackResources {
             audio_dir: dir.path().join("audio"),
             root: Root::open(&dir.path().join("audio")).expect("a root"),
@@ -110,9 +111,10 @@ impl Stage {
             syncer: Syncer::start().expect("threads"),
             service: Service::Streaming(service),
             store: store.clone(),
+            journal: journal.clone(),
         };
         let (told, ended) = mpsc::unbounded_channel();
-        let registry = SessionRegistry::new(store, Duration::from_secs(5)).start();
+        let registry = SessionRegistry::new(store, journal, Duration::from_secs(5)).start();
         Self { dir, resources: Arc::new(resources), registry, probe: Probe(told).start(), ended }
     }
 

@@ -7,26 +7,27 @@ use super::{Backend, Connection};
 use crate::db::DbError;
 use crate::db::rows::{MeasurementRow, NewMeasurement, Page};
 use crate::db::schema::{measurements, recordings, sessions as sessions_table};
-use crate::ids::{MeetingId, new_row_id};
+use crate::ids::MeetingId;
 
-/// All in one transaction.
+/// All in one transaction. Idempotent.
 pub async fn add(connection: &mut Connection, new: &[NewMeasurement]) -> Result<(), DbError> {
     transaction!(connection, async |connection| {
         for measurement in new {
             let scores: serde_json::Map<String, serde_json::Value> =
                 measurement.scores.iter().map(|(name, score)| (name.replace('\0', "\u{2400}"), (*score).into())).collect();
             let columns = (
-                measurements::id.eq(new_row_id()),
+                measurements::id.eq(&measurement.id),
                 measurements::recording_id.eq(measurement.recording.as_str()),
-                measurements::service.eq(measurement.service),
-                measurements::kind.eq(measurement.kind),
+                measurements::service.eq(measurement.service.as_ref()),
+                measurements::kind.eq(measurement.kind.as_ref()),
                 measurements::start_ms.eq(i64::try_from(measurement.start_ms).unwrap_or(i64::MAX)),
                 measurements::end_ms.eq(i64::try_from(measurement.end_ms).unwrap_or(i64::MAX)),
                 measurements::scores.eq(serde_json::Value::Object(scores).to_string()),
                 measurements::warning.eq(measurement.warning.as_ref().map(|warning| warning.replace('\0', "\u{2400}"))),
                 measurements::received_at.eq(measurement.received_at.naive_utc()),
             );
-            diesel::insert_into(measurements::table).values(columns).execute(connection).await?;
+            let insert = diesel::insert_into(measurements::table).values(columns).on_conflict(measurements::id).do_nothing();
+            insert.execute(connection).await?;
         }
         Ok(())
     })

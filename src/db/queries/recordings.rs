@@ -2,6 +2,7 @@
 
 use chrono::TimeDelta;
 use diesel::prelude::*;
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::RunQueryDsl;
 
 use super::{Backend, Connection, sessions, tracks};
@@ -45,8 +46,21 @@ pub async fn admit(
 }
 
 /// A connection of a known track continues that track's recording in the meeting; one that names no track starts its own.
+///
+/// Idempotent, by the id that a new recording is given.
 pub async fn open(connection: &mut Connection, new: &NewRecording, host: &Host) -> Result<OpenedRecording, DbError> {
+    match find_or_make(connection, new, host).await {
+        // An earlier call that had been given up has made it in this moment.
+        Err(DbError::Query(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _))) => find_or_make(connection, new, host).await,
+        opened => opened,
+    }
+}
+
+async fn find_or_make(connection: &mut Connection, new: &NewRecording, host: &Host) -> Result<OpenedRecording, DbError> {
     transaction!(connection, async |connection| {
+        if let Some(known) = find(connection, &new.id).await? {
+            return continued(connection, known, new).await;
+        }
         // A sender may name any meeting; only one of its own room is its session.
         let named = sessions::find(connection, &new.meeting).await?.filter(|session| session.room_name == new.room.as_str());
         let session = match named {
@@ -79,15 +93,12 @@ pub async fn open(connection: &mut Connection, new: &NewRecording, host: &Host) 
                     .set((recordings::ended_at.eq(None::<chrono::NaiveDateTime>), recordings::server_id.eq(host.server.as_str())))
                     .execute(connection)
                     .await?;
-                let offset = (new.started_at.naive_utc() - known.started_at).num_milliseconds();
-                let facts = track_facts(connection, &known.track_id).await?;
-                return Ok(OpenedRecording { id: RecordingId::new(known.id), offset_ms: u64::try_from(offset).unwrap_or(0), facts });
+                return continued(connection, known, new).await;
             }
         }
         let track = find_or_make_track(connection, session.as_ref(), new).await?;
-        let id = new_row_id();
         let columns = (
-            recordings::id.eq(&id),
+            recordings::id.eq(new.id.as_str()),
             recordings::session_id.eq(session.map(|session| session.id)),
             recordings::track_id.eq(track),
             recordings::meeting_id.eq(new.meeting.as_str()),
@@ -98,8 +109,14 @@ pub async fn open(connection: &mut Connection, new: &NewRecording, host: &Host) 
             recordings::server_id.eq(host.server.as_str()),
         );
         diesel::insert_into(recordings::table).values(columns).execute(connection).await?;
-        Ok(OpenedRecording { id: RecordingId::new(id), offset_ms: 0, facts: TrackFacts::default() })
+        Ok(OpenedRecording { id: new.id.clone(), offset_ms: 0, facts: TrackFacts::default() })
     })
+}
+
+async fn continued(connection: &mut Connection, known: RecordingRow, new: &NewRecording) -> Result<OpenedRecording, DbError> {
+    let offset = (new.started_at.naive_utc() - known.started_at).num_milliseconds();
+    let facts = track_facts(connection, &known.track_id).await?;
+    Ok(OpenedRecording { id: RecordingId::new(known.id), offset_ms: u64::try_from(offset).unwrap_or(0), facts })
 }
 
 /// The recording that a track goes on with which is not its first: LiveKit gives a participant's track another SID after a full reconnect. It is followed by

@@ -2,13 +2,15 @@
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::prelude::{Insertable, Queryable, Selectable};
+use serde::{Deserialize, Serialize};
 
 use super::SessionRow;
 use crate::db::schema::{transitions, webhook_events};
 use crate::session::event::SessionEvent;
 
 /// The body of an event as it is kept.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct StoredBody {
     pub text: String,
     pub understood: bool,
@@ -16,7 +18,8 @@ pub struct StoredBody {
 }
 
 /// A verified event with its body.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Arrival {
     pub event: SessionEvent,
     pub body: StoredBody,

@@ -2,12 +2,14 @@
 
 use chrono::NaiveDateTime;
 use diesel::prelude::{Queryable, Selectable};
+use serde::{Deserialize, Serialize};
 
 use super::SegmentRow;
 use crate::db::schema::seals;
 
 /// What a sidecar says beside what its segment's row has.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Seal {
     /// The writer died, and the length was found out from the file.
     pub recovered: bool,

@@ -72,7 +72,7 @@ pub async fn list(query: web::Query<EgressQuery>, doors: web::Data<Doors>) -> Re
     })?;
     let filter = EgressFilter { state, room_name: given(room_name), track_sid: given(track_sid), meeting_id: given(meeting_id) };
     let page = PageQuery { limit, cursor };
-    let mut rows = doors.tracks.store.egresses(filter, page.page("egresses")?).await?;
+    let mut rows = doors.store.egresses(filter, page.page("egresses")?).await?;
     let next_cursor = page.cut("egresses", &mut rows, |egress| (egress.row.created_at, egress.row.id.clone()))?;
     Ok(Json(Listed { items: rows.into_iter().map(ShownEgress::from).collect(), next_cursor }))
 }
@@ -110,7 +110,7 @@ pub async fn stop(path: web::Path<(String, String)>, doors: web::Data<Doors>) ->
 
 /// `POST /api/v1/sessions/{meetingId}/end`: ends a session and its egresses. LiveKit's room is left alone.
 pub async fn end_session(meeting: web::Path<String>, doors: web::Data<Doors>) -> Result<impl Responder, ApiError> {
-    let (store, meeting) = (&doors.tracks.store, MeetingId::new(meeting.into_inner()));
+    let (store, meeting) = (&doors.store, MeetingId::new(meeting.into_inner()));
     let row = store.session(meeting.clone()).await?.ok_or_else(|| ApiError::not_found("session"))?;
     if let Some(sid) = row.room_sid.as_ref().filter(|_| row.status == SessionStatus::Active.as_str()) {
         let now = Utc::now();
@@ -134,7 +134,7 @@ fn starter(doors: &Doors) -> Result<&Addr<EgressStarter>, ApiError> {
 
 /// Notes what an operator wants of a track. One that is not known is looked for at LiveKit first.
 async fn wish(doors: &Doors, room: &str, sid: &str, wish: Wish) -> Result<(TrackRow, Option<Egress>), ApiError> {
-    let say = || doors.tracks.store.wish(room.to_owned(), TrackSid::new(sid), wish, Utc::now());
+    let say = || doors.store.wish(room.to_owned(), TrackSid::new(sid), wish, Utc::now());
     // To be recorded it takes more than audio that has told of it.
     let is_known = |(track, egress): &(TrackRow, Option<Egress>)| wish == Wish::Stop || egress.is_some() || track.published_at.is_some();
     if let Some(found) = say().await?.filter(is_known) {

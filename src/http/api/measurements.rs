@@ -44,7 +44,7 @@ pub async fn list(
     let MeasurementQuery { participant, limit, cursor } = query.into_inner();
     let page = PageQuery { limit, cursor };
     let participant = participant.filter(|participant| !participant.is_empty());
-    let mut rows = doors.tracks.store.measurements(MeetingId::new(meeting.into_inner()), participant, page.page("measurements")?).await?;
+    let mut rows = doors.store.measurements(MeetingId::new(meeting.into_inner()), participant, page.page("measurements")?).await?;
     let next_cursor = page.cut("measurements", &mut rows, |(row, ..)| (chrono::DateTime::UNIX_EPOCH.naive_utc(), row.id.clone()))?;
     let items = rows.into_iter().map(|(row, participant, track_sid)| {
         Ok(Measurement {

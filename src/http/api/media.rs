@@ -36,7 +36,7 @@ const WAV_FORMAT: &str = "X-Wav-Format";
 
 /// `GET /api/v1/recordings/{id}/media`: all segments, with silence between them.
 pub async fn of_recording(request: HttpRequest, id: web::Path<String>, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
-    let segments = doors.tracks.store.segments_of(vec![id.into_inner()]).await?;
+    let segments = doors.store.segments_of(vec![id.into_inner()]).await?;
     if segments.is_empty() {
         return Err(ApiError::not_found("recording"));
     }
@@ -45,7 +45,7 @@ pub async fn of_recording(request: HttpRequest, id: web::Path<String>, doors: we
 
 /// `GET /api/v1/segments/{id}/media`
 pub async fn of_segment(request: HttpRequest, id: web::Path<String>, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
-    let segment = doors.tracks.store.segment(SegmentId::new(id.into_inner())).await?.ok_or_else(|| ApiError::not_found("segment"))?;
+    let segment = doors.store.segment(SegmentId::new(id.into_inner())).await?.ok_or_else(|| ApiError::not_found("segment"))?;
     serve(&request, vec![segment], &doors.tracks.root).await
 }
 

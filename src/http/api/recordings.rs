@@ -95,11 +95,11 @@ pub async fn list(query: web::Query<RecordingQuery>, doors: web::Data<Doors>) ->
     let RecordingQuery { meeting_id, limit, cursor } = query.into_inner();
     let meeting = meeting_id.filter(|meeting| !meeting.is_empty()).map(MeetingId::new);
     let page = PageQuery { limit, cursor };
-    let mut rows = doors.tracks.store.recordings(meeting, page.page("recordings")?).await?;
+    let mut rows = doors.store.recordings(meeting, page.page("recordings")?).await?;
     let next_cursor = page.cut("recordings", &mut rows, |row| (row.started_at, row.id.clone()))?;
     let ids: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
-    let segments = doors.tracks.store.segments_of(ids.clone()).await?;
-    let mut seals = doors.tracks.store.seals_of(ids).await?;
+    let segments = doors.store.segments_of(ids.clone()).await?;
+    let mut seals = doors.store.seals_of(ids).await?;
     let mut segments = measured(segments, &doors.tracks.root).await?;
     let items = rows.into_iter().map(|row| {
         let (own, others) = segments.drain(..).partition(|segment| segment.recording_id == row.id);
@@ -111,9 +111,9 @@ pub async fn list(query: web::Query<RecordingQuery>, doors: web::Data<Doors>) ->
 
 /// `GET /api/v1/recordings/{id}`
 pub async fn show(id: web::Path<String>, doors: web::Data<Doors>) -> Result<Json<Recording>, ApiError> {
-    let row = doors.tracks.store.recording(RecordingId::new(id.into_inner())).await?.ok_or_else(|| ApiError::not_found("recording"))?;
-    let segments = doors.tracks.store.segments_of(vec![row.id.clone()]).await?;
-    let mut seals = doors.tracks.store.seals_of(vec![row.id.clone()]).await?;
+    let row = doors.store.recording(RecordingId::new(id.into_inner())).await?.ok_or_else(|| ApiError::not_found("recording"))?;
+    let segments = doors.store.segments_of(vec![row.id.clone()]).await?;
+    let mut seals = doors.store.seals_of(vec![row.id.clone()]).await?;
     let segments = measured(segments, &doors.tracks.root).await?;
     Ok(Json(Recording::new(row, segments, &mut seals)?))
 }

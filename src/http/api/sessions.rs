@@ -83,15 +83,15 @@ pub async fn list(query: web::Query<SessionQuery>, doors: web::Data<Doors>) -> R
     };
     let filter = SessionFilter { status, room_name: room_name.filter(|name| !name.is_empty()).map(RoomName::new) };
     let page = PageQuery { limit, cursor };
-    let mut rows = doors.tracks.store.sessions(filter, page.page("sessions")?).await?;
+    let mut rows = doors.store.sessions(filter, page.page("sessions")?).await?;
     let next_cursor = page.cut("sessions", &mut rows, |row| (row.started_at, row.id.clone()))?;
     Ok(Json(Listed { items: rows.into_iter().map(Session::from).collect(), next_cursor }))
 }
 
 /// `GET /api/v1/sessions/{meetingId}`, with its participants.
 pub async fn show(meeting: web::Path<String>, doors: web::Data<Doors>) -> Result<Json<Session>, ApiError> {
-    let row = doors.tracks.store.session(MeetingId::new(meeting.into_inner())).await?.ok_or_else(|| ApiError::not_found("session"))?;
-    let participants = doors.tracks.store.participants(row.id.clone()).await?;
+    let row = doors.store.session(MeetingId::new(meeting.into_inner())).await?.ok_or_else(|| ApiError::not_found("session"))?;
+    let participants = doors.store.participants(row.id.clone()).await?;
     let ended_at = row.ended_at;
     let participants = participants.into_iter().map(|participant| Participant::new(participant, ended_at)).collect::<Result<_, _>>()?;
     Ok(Json(Session { participants: Some(participants), ..row.into() }))
@@ -100,8 +100,8 @@ pub async fn show(meeting: web::Path<String>, doors: web::Data<Doors>) -> Result
 /// `GET /api/v1/sessions/{meetingId}/tracks?limit=&cursor=`, oldest first. Also of meetings that have recordings but no session.
 pub async fn tracks(meeting: web::Path<String>, page: web::Query<PageQuery>, doors: web::Data<Doors>) -> Result<Json<Listed<Track>>, ApiError> {
     let meeting = MeetingId::new(meeting.into_inner());
-    let mut rows = doors.tracks.store.tracks(meeting.clone(), page.page("tracks")?).await?;
-    if rows.is_empty() && doors.tracks.store.session(meeting).await?.is_none() {
+    let mut rows = doors.store.tracks(meeting.clone(), page.page("tracks")?).await?;
+    if rows.is_empty() && doors.store.session(meeting).await?.is_none() {
         return Err(ApiError::not_found("session"));
     }
     let next_cursor = page.cut("tracks", &mut rows, |row| (chrono::DateTime::UNIX_EPOCH.naive_utc(), row.id.clone()))?;

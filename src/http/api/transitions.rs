@@ -27,8 +27,8 @@ pub struct Transition {
 /// `GET /api/v1/sessions/{meetingId}/transitions?limit=&cursor=`, in the order in which they became known.
 pub async fn list(meeting: web::Path<String>, page: web::Query<PageQuery>, doors: web::Data<Doors>) -> Result<Json<Listed<Transition>>, ApiError> {
     let asked = page.page("transitions")?;
-    let session = doors.tracks.store.session(MeetingId::new(meeting.into_inner())).await?.ok_or_else(|| ApiError::not_found("session"))?;
-    let mut rows = doors.tracks.store.transitions(session.id, asked).await?;
+    let session = doors.store.session(MeetingId::new(meeting.into_inner())).await?.ok_or_else(|| ApiError::not_found("session"))?;
+    let mut rows = doors.store.transitions(session.id, asked).await?;
     let next_cursor = page.cut("transitions", &mut rows, |row| (row.recorded_at, row.id.clone()))?;
     Ok(Json(Listed { items: rows.into_iter().map(Transition::from).collect(), next_cursor }))
 }

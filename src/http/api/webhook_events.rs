@@ -56,7 +56,7 @@ pub async fn list(query: web::Query<EventQuery>, doors: web::Data<Doors>) -> Res
         to: given(to).map(|text| time("to", &text)).transpose()?,
     };
     let page = PageQuery { limit, cursor };
-    let mut rows = doors.tracks.store.webhook_events(filter, page.page("webhook-events")?).await?;
+    let mut rows = doors.store.webhook_events(filter, page.page("webhook-events")?).await?;
     let next_cursor = page.cut("webhook-events", &mut rows, |row| (row.received_at, row.id.clone()))?;
     Ok(Json(Listed { items: rows.into_iter().map(WebhookEvent::from).collect(), next_cursor }))
 }
@@ -75,14 +75,14 @@ pub async fn replay(id: web::Path<String>, doors: web::Data<Doors>) -> Result<Js
     if !kept.understood {
         return Err(ApiError::new(ErrorCode::NotUnderstood, "the event is not understood, so that there is nothing to apply"));
     }
-    doors.tracks.store.replay_event(kept.event, Utc::now()).await?;
+    doors.store.replay_event(kept.event, Utc::now()).await?;
     doors.registry.send(SessionsChanged).await?;
     log::info!("a webhook was applied again event={:?} event_id={}", row.event, row.id);
     Ok(Json(find(&doors, row.id).await?.into()))
 }
 
 async fn find(doors: &Doors, id: String) -> Result<WebhookEventRow, ApiError> {
-    doors.tracks.store.webhook_event(EventId::new(id)).await?.ok_or_else(|| ApiError::not_found("webhook event"))
+    doors.store.webhook_event(EventId::new(id)).await?.ok_or_else(|| ApiError::not_found("webhook event"))
 }
 
 fn given(parameter: Option<String>) -> Option<String> {

@@ -1,0 +1,369 @@
+//! Takes what waits to the database, in order, once that answers again.
+//!
+//! A record is done with when the store has taken it, or refused it for good: then it is set aside as a `.bad` file. The cursor follows behind a batch, so a
+//! process that ends in between does some of it twice, which changes nothing.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{BoxFuture, join_all};
+use futures_util::stream::{self, FuturesUnordered, StreamExt};
+
+use super::files::{Entry, Position};
+use super::rows::{ConnectionRows, RowOp, RowRecord, Written};
+use super::{Journal, Record, lock};
+use crate::db::rows::SessionRow;
+use crate::db::rows::events::{Applied, Arrival};
+use crate::db::{DbError, Store};
+
+/// How long after a refusal the database is asked again whether it takes writes.
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// A question without an answer does not keep the next from being asked, but only so many are open: each may hold a connection of the pool.
+const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+const MAX_PROBES: usize = 3;
+/// How long calls that were given up are waited for. Each ends by the time-outs of the pool and of the statement.
+const LATE_DEADLINE: Duration = Duration::from_secs(10);
+/// With so few left, nothing new is taken in until they are done with: under load there would always be one more.
+const LAST_RECORDS: usize = 64;
+/// How long that may take.
+const LAST_DEADLINE: Duration = Duration::from_secs(1);
+/// Connections whose rows are written at a time.
+const ROWS_AT_ONCE: usize = 4;
+/// A database that answers, but refuses one record so often and for so long, will never take it.
+const MAX_ATTEMPTS: u32 = 20;
+const MAX_STUCK: Duration = Duration::from_secs(60);
+/// From then on records are tried one by one: the one at fault is to be known.
+const ALONE_AFTER: u32 = 3;
+/// How long after an error of the disk it is read again.
+const DISK_RETRY: Duration = Duration::from_secs(5);
+
+/// What replayed webhooks have changed.
+#[derive(Debug, Default)]
+pub struct Replayed {
+    pub sessions: Vec<SessionRow>,
+    /// An egress may have to be started or stopped.
+    pub may_change_queue: bool,
+    /// Something could not be applied: LiveKit is to be asked.
+    pub is_incomplete: bool,
+}
+
+/// Hears of them.
+pub type Tell = Box<dyn Fn(Replayed) -> BoxFuture<'static, ()>>;
+
+/// Why a batch is not done with.
+#[derive(Debug, thiserror::Error)]
+enum Halt {
+    #[error("{0}")]
+    Database(DbError),
+    #[error("{0}")]
+    Disk(#[from] io::Error),
+}
+
+/// Writes the rows of tracks that earlier runs left in the journal, so that what is open behind them is what really was left open.
+/// Webhooks, which may be many, follow by [`run`].
+///
+/// # Errors
+/// When the database does not take them now. Doing it again does no harm.
+pub async fn write_rows(journal: &Journal, store: &Store) -> Result<(), DbError> {
+    let mut replayer = Replayer::new(journal.clone(), store.clone(), Box::new(|_| Box::pin(async {})));
+    let mut from = *lock(&journal.inner.rows_done);
+    let mut rows = 0;
+    loop {
+        let entries = journal.read(Some(from)).await.map_err(|error| DbError::Connect(format!("the journal cannot be read: {error}")))?;
+        let Some(last) = entries.last() else { break };
+        let to = last.to;
+        let records = entries.into_iter().filter_map(|entry| match serde_json::from_slice(&entry.payload) {
+            Ok(Record::Rows(record)) => Some((entry, *record)),
+            // Webhooks come later, and what cannot be read is said then.
+            Ok(Record::Webhook(_)) | Err(_) => None,
+        });
+        let records: Vec<_> = records.collect();
+        rows += records.len();
+        replayer.rows(records).await.map_err(|halt| match halt {
+            (_, Halt::Database(error)) => error,
+            (_, Halt::Disk(error)) => DbError::Connect(error.to_string()),
+        })?;
+        from = to;
+        *lock(&journal.inner.rows_done) = to;
+    }
+    if rows > 0 {
+        log::info!("rows of tracks that an earlier run left in the journal are written rows={rows}");
+    }
+    Ok(())
+}
+
+/// Replays whenever something waits. Never ends.
+pub async fn run(journal: Journal, store: Store, tell: Tell) {
+    let mut replayer = Replayer::new(journal, store, tell);
+    if replayer.journal.is_in_use() {
+        replayer.until_empty().await;
+    }
+    loop {
+        while !replayer.journal.is_in_use() {
+            replayer.journal.inner.used.notified().await;
+        }
+        log::warn!("the database does not take what comes: webhooks and rows of tracks wait in the journal");
+        replayer.until_empty().await;
+    }
+}
+
+struct Replayer {
+    journal: Journal,
+    store: Store,
+    tell: Tell,
+    /// Connections whose rows have been seen, until their end.
+    connections: HashMap<String, ConnectionRows>,
+    /// Records behind the cursor that are done with.
+    done: HashSet<Position>,
+    /// The record that is refused, since when, and how often.
+    stuck: Option<(Position, Instant, u32)>,
+}
+
+impl Replayer {
+    fn new(journal: Journal, store: Store, tell: Tell) -> Self {
+        Self { journal, store, tell, connections: HashMap::new(), done: HashSet::new(), stuck: None }
+    }
+
+    async fn until_empty(&mut self) {
+        let (began, before) = (Instant::now(), self.journal.figures());
+        loop {
+            database_answers(&self.store).await;
+            self.late_calls().await;
+            match self.drain().await {
+                Ok(()) => break,
+                Err((position, Halt::Database(error))) => {
+                    log::debug!("the journal waits for the database again error={error}");
+                    self.note_refusal(position, &error).await;
+                    tokio::time::sleep(PROBE_INTERVAL).await;
+                }
+                Err((_, Halt::Disk(error))) => {
+                    log::error!("the journal cannot be read, it is tried again error={error}");
+                    tokio::time::sleep(DISK_RETRY).await;
+                }
+            }
+        }
+        let replayed = self.journal.figures().replayed - before.replayed;
+        self.connections.clear();
+        log::info!("the database has taken all that waited in the journal records={replayed} seconds={}", began.elapsed().as_secs());
+    }
+
+    async fn late_calls(&self) {
+        let late = std::mem::take(&mut *lock(&self.journal.inner.late));
+        if tokio::time::timeout(LATE_DEADLINE, join_all(late)).await.is_err() {
+            log::warn!("calls of the database that were given up still run");
+        }
+    }
+
+    async fn drain(&mut self) -> Result<(), (Option<Position>, Halt)> {
+        loop {
+            let entries = self.journal.read(None).await.map_err(nowhere)?;
+            let more = entries.len() > LAST_RECORDS;
+            self.apply(entries).await?;
+            if more {
+                continue;
+            }
+            let journal = self.journal.clone();
+            let _gate = journal.inner.gate.write().await;
+            let last = async {
+                loop {
+                    let entries = self.journal.read(None).await.map_err(nowhere)?;
+                    if entries.is_empty() {
+                        return self.journal.clear().await.map_err(nowhere);
+                    }
+                    self.apply(entries).await?;
+                }
+            };
+            return match tokio::time::timeout(LAST_DEADLINE, last).await {
+                Ok(done) => done,
+                Err(_) => Err((None, Halt::Database(DbError::Busy(LAST_DEADLINE)))),
+            };
+        }
+    }
+
+    /// Applies all of a batch, or tells the first that could not be.
+    async fn apply(&mut self, entries: Vec<Entry>) -> Result<(), (Option<Position>, Halt)> {
+        let Some(last) = entries.last().map(|entry| entry.to) else { return Ok(()) };
+        let count = u64::try_from(entries.len()).unwrap_or(u64::MAX);
+        let rows_done = *lock(&self.journal.inner.rows_done);
+        let alone = self.stuck.is_some_and(|(_, _, attempts)| attempts >= ALONE_AFTER);
+        let (mut events, mut rows) = (Vec::new(), Vec::new());
+        for entry in entries {
+            if self.done.contains(&entry.from) {
+                continue;
+            }
+            match serde_json::from_slice::<Record>(&entry.payload) {
+                Ok(Record::Webhook(arrival)) => {
+                    self.rows(std::mem::take(&mut rows)).await?;
+                    events.push((entry, *arrival));
+                }
+                Ok(Record::Rows(record)) => {
+                    if entry.to > rows_done {
+                        self.events(std::mem::take(&mut events)).await?;
+                        rows.push((entry, *record));
+                    }
+                }
+                Err(error) => self.give_up(entry, format!("it cannot be read: {error}")),
+            }
+            if alone {
+                self.events(std::mem::take(&mut events)).await?;
+                self.rows(std::mem::take(&mut rows)).await?;
+            }
+        }
+        self.events(events).await?;
+        self.rows(rows).await?;
+        self.journal.advance(last, count).await.map_err(nowhere)?;
+        self.done.clear();
+        self.stuck = None;
+        Ok(())
+    }
+
+    /// Webhooks that follow each other go to the store together, in their order.
+    async fn events(&mut self, events: Vec<(Entry, Arrival)>) -> Result<(), (Option<Position>, Halt)> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let mut told = Replayed::default();
+        let applied: Vec<_> = events.iter().map(|(_, arrival)| self.store.apply_event(arrival.clone())).collect();
+        let mut halt = None;
+        for ((entry, arrival), applied) in events.into_iter().zip(join_all(applied).await) {
+            match applied {
+                Err(error) if error.is_retryable() => {
+                    halt.get_or_insert((Some(entry.from), Halt::Database(error)));
+                    continue;
+                }
+                Err(error) => {
+                    told.is_incomplete = true;
+                    self.give_up(entry, error.to_string());
+                    continue;
+                }
+                Ok(Applied::Kept(session)) => {
+                    told.may_change_queue |= arrival.event.kind.may_change_queue();
+                    told.sessions.extend(session);
+                }
+                Ok(Applied::Repeated) => {}
+                Ok(Applied::Failed(problem)) => {
+                    told.is_incomplete = true;
+                    log::error!(
+                        "a webhook is kept that could not be applied event={:?} event_id={} problem={problem:?}",
+                        arrival.event.name,
+                        arrival.event.id
+                    );
+                }
+            }
+            self.done.insert(entry.from);
+        }
+        (self.tell)(told).await;
+        halt.map_or(Ok(()), Err)
+    }
+
+    /// The rows of a connection follow each other; connections do not wait for one another.
+    async fn rows(&mut self, rows: Vec<(Entry, RowRecord)>) -> Result<(), (Option<Position>, Halt)> {
+        let mut connections: BTreeMap<String, Vec<(Entry, RowRecord)>> = BTreeMap::new();
+        for (entry, record) in rows {
+            connections.entry(record.connection.clone()).or_default().push((entry, record));
+        }
+        let all: Vec<_> = connections.into_iter().map(|(connection, records)| (self.connections.remove(&connection), connection, records)).collect();
+        let written = stream::iter(all).map(|(known, connection, records)| write(&self.store, known, connection, records));
+        let written: Vec<_> = written.buffer_unordered(ROWS_AT_ONCE).collect().await;
+        let mut halt = None;
+        for ConnectionWritten { connection, known, done, bad, spent, failed } in written {
+            self.connections.extend(known.map(|known| (connection.clone(), known)));
+            self.done.extend(done);
+            for (entry, why) in bad {
+                self.give_up(entry, why);
+            }
+            if spent.is_some() {
+                let told = self.journal.take_spent(&connection);
+                if let Some(told) = told.filter(|_| spent == Some(Written::TicketSpent)) {
+                    // The connection may have ended.
+                    told.send(()).ok();
+                }
+            }
+            if let Some((position, error)) = failed {
+                halt.get_or_insert((Some(position), Halt::Database(error)));
+            }
+        }
+        halt.map_or(Ok(()), Err)
+    }
+
+    /// The database answers, and yet it does not take a record.
+    async fn note_refusal(&mut self, position: Option<Position>, error: &DbError) {
+        let Some(position) = position else { return };
+        let (since, attempts) = match self.stuck {
+            Some((same, since, attempts)) if same == position => (since, attempts + 1),
+            Some(_) | None => (Instant::now(), 1),
+        };
+        self.stuck = Some((position, since, attempts));
+        if attempts < MAX_ATTEMPTS || since.elapsed() < MAX_STUCK {
+            return;
+        }
+        if let Ok(entries) = self.journal.read(Some(position)).await
+            && let Some(entry) = entries.into_iter().next()
+        {
+            self.give_up(entry, format!("the database answers, and does not take it: {error}"));
+            (self.tell)(Replayed { is_incomplete: true, ..Replayed::default() }).await;
+        }
+        self.stuck = None;
+    }
+
+    fn give_up(&mut self, entry: Entry, why: String) {
+        self.done.insert(entry.from);
+        self.journal.set_aside(entry, why);
+    }
+}
+
+/// What came of a connection's rows.
+struct ConnectionWritten {
+    connection: String,
+    known: Option<ConnectionRows>,
+    done: Vec<Position>,
+    bad: Vec<(Entry, String)>,
+    /// What came of its first segment, if that was among them.
+    spent: Option<Written>,
+    failed: Option<(Position, DbError)>,
+}
+
+async fn write(store: &Store, mut known: Option<ConnectionRows>, connection: String, records: Vec<(Entry, RowRecord)>) -> ConnectionWritten {
+    let (mut done, mut bad, mut spent, mut failed) = (Vec::new(), Vec::new(), None, None);
+    for (entry, RowRecord { rows, op, .. }) in records {
+        let rows = known.get_or_insert(rows);
+        let (is_first, is_end) = (matches!(op, RowOp::Opened(_, Some(_))), matches!(op, RowOp::End));
+        match rows.write(store, op).await {
+            Ok(written) => {
+                if is_first {
+                    spent = Some(written);
+                }
+                done.push(entry.from);
+            }
+            Err(error) if error.is_retryable() => {
+                failed = Some((entry.from, error));
+                break;
+            }
+            Err(error) => bad.push((entry, error.to_string())),
+        }
+        if is_end {
+            known = None;
+        }
+    }
+    ConnectionWritten { connection, known, done, bad, spent, failed }
+}
+
+/// Resolves when the database takes writes.
+async fn database_answers(store: &Store) {
+    let mut probes = FuturesUnordered::new();
+    loop {
+        if probes.len() < MAX_PROBES {
+            probes.push(store.probe());
+        }
+        match tokio::time::timeout(PROBE_PATIENCE, probes.next()).await {
+            Ok(Some(Ok(()))) => return,
+            Ok(Some(Err(_)) | None) => tokio::time::sleep(PROBE_INTERVAL).await,
+            Err(_) => {}
+        }
+    }
+}
+
+fn nowhere(error: io::Error) -> (Option<Position>, Halt) {
+    (None, Halt::Disk(error))
+}

@@ -1,0 +1,65 @@
+//! With the database away, what comes goes to the journal, and from there to the database when it is back.
+
+mod databases;
+mod door;
+mod killed;
+mod rows;
+mod webhooks;
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use self::databases::{Database, Fault};
+use crate::support::test_app::{Builder, TestApp};
+
+/// All is replayed within 30 s of the database's return; four times that decide.
+const REPLAYED: Duration = Duration::from_secs(4 * 30);
+/// The API answers within 2 s; four times that decide.
+const ANSWERED: Duration = Duration::from_secs(4 * 2);
+
+fn builder(database: &Database) -> Builder {
+    // An unoptimised build takes about a second to authenticate a connection to PostgreSQL.
+    TestApp::builder().open().env("DATABASE_URL", &database.url).env("LIVE_MEETING__DATABASE__CONNECTIONS", "4")
+}
+
+/// Waits until the journal is empty.
+async fn replayed(app: &TestApp) {
+    let healthy = async {
+        while app.request("GET", "/health", &[], b"").await.json()["status"] != "healthy" {
+            tokio::time::sleep(Duration::from_millis(50)).await
+        }
+    };
+    tokio::time::timeout(REPLAYED, healthy).await.unwrap_or_else(|_| panic!("the journal is not replayed:\n{}", app.log()));
+}
+
+/// What `/health` says of the journal.
+async fn waiting(app: &TestApp) -> Option<String> {
+    let health = app.request("GET", "/health", &[], b"").await.json();
+    let reasons = health["reasons"].as_array().cloned().unwrap_or_default();
+    reasons.iter().filter_map(Value::as_str).find(|reason| reason.starts_with("journal:")).map(str::to_owned)
+}
+
+/// A test of a case for each way in which a database goes.
+macro_rules! each_outage {
+    ($($test:ident: $case:path;)+) => {
+        mod sqlite_locked {
+            $(#[tokio::test] async fn $test() { $case(super::Database::sqlite()).await; })+
+        }
+        mod postgres_stopped {
+            $(#[tokio::test] async fn $test() { if let Some(database) = super::Database::postgres(super::Fault::Stopped) { $case(database).await; } })+
+        }
+        mod postgres_killed {
+            $(#[tokio::test] async fn $test() { if let Some(database) = super::Database::postgres(super::Fault::Killed) { $case(database).await; } })+
+        }
+    };
+}
+
+each_outage! {
+    w6_webhooks_are_taken_and_applied_in_order_as_if_nothing_had_been: super::webhooks::are_taken_and_applied_in_order;
+    w6_webhooks_survive_kill_9_while_the_database_is_away: super::webhooks::survive_kill_9;
+    w6_rows_follow_and_the_audio_is_whole: super::rows::follow;
+    w6_rows_survive_kill_9_while_the_database_is_away: super::rows::survive_kill_9;
+    s7_recording_goes_on_and_the_api_says_come_again: super::rows::recording_goes_on_and_the_api_says_come_again;
+    i7_sigterm_ends_in_time_and_loses_no_row: super::rows::sigterm_loses_no_row;
+}

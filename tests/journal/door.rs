@@ -1,0 +1,138 @@
+//! What operators see of the journal, and what becomes of webhooks where it takes nothing.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::databases::Database;
+use super::webhooks::files;
+use super::{builder, replayed, waiting};
+use crate::support::test_app::{self, TestApp};
+
+fn started(sid: &str) -> serde_json::Value {
+    json!({"event": "room_started", "id": format!("EV_{sid}"), "room": {"sid": sid, "name": "room"}})
+}
+
+/// Where the journal was, nothing can be written any more, not even by root.
+fn break_journal(app: &TestApp) {
+    let dir = app.dir.path().join("storage/journal");
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::write(&dir, b"no directory").unwrap();
+}
+
+#[tokio::test]
+async fn w2_what_neither_database_nor_journal_takes_is_503_and_is_taken_when_it_comes_again() {
+    let mut database = Database::sqlite();
+    let app = builder(&database).start().await;
+    database.take_away();
+    break_journal(&app);
+    let answer = app.webhook(started("RM_1")).await;
+    answer.assert_problem(503, "databaseUnavailable");
+    assert!(answer.header("retry-after").is_some());
+    app.logged("a webhook could not be kept").await;
+    database.give_back();
+    assert_eq!(app.webhook(started("RM_1")).await.status, 204);
+    assert_eq!(app.get_json("/api/v1/sessions/RM_1").await["status"], "ACTIVE");
+}
+
+#[tokio::test]
+async fn w6_a_full_journal_refuses_webhooks_and_takes_them_again_when_the_database_is_back() {
+    let mut database = Database::sqlite();
+    let app = builder(&database).env("LIVE_MEETING__STORAGE__JOURNAL_MAX", "1MiB").start().await;
+    database.take_away();
+    let mut large = started("RM_0");
+    large["room"]["metadata"] = json!("x".repeat(300_000));
+    let mut taken = Vec::new();
+    for number in 0.. {
+        large["id"] = json!(format!("EV_{number}"));
+        match app.webhook(large.clone()).await {
+            answer if answer.status == 204 => taken.push(format!("EV_{number}")),
+            answer => {
+                answer.assert_problem(503, "databaseUnavailable");
+                break;
+            }
+        }
+    }
+    assert_eq!(taken.len(), 1, "each is kept with its body: 600 kB; and an eighth of the room is not for webhooks");
+    database.give_back();
+    replayed(&app).await;
+    assert_eq!(database.texts("SELECT id AS text FROM webhook_events ORDER BY id").await, taken);
+    assert_eq!(app.webhook(large).await.status, 204);
+}
+
+#[tokio::test]
+async fn check_says_what_waits_and_the_files_are_the_owners() {
+    let mut database = Database::sqlite();
+    let app = builder(&database).start().await;
+    database.take_away();
+    assert_eq!(app.webhook(started("RM_1")).await.status, 204);
+    assert_eq!(app.webhook(started("RM_2")).await.status, 204);
+    let said = waiting(&app).await.expect("something waits");
+    assert!(said.starts_with("journal: 2 records wait for the database, the oldest for "), "{said}");
+    let modes: Vec<u32> = [app.dir.path().join("storage/journal")].into_iter().chain(files(&app)).map(|path| mode(&path)).collect();
+    assert_eq!((modes[0], modes.len() > 1 && modes[1..].iter().all(|mode| *mode == 0o640)), (0o750, true), "{modes:?}");
+    let stopped = app.kill().await;
+    let check = async || test_app::run(stopped.dir.path(), &[("DATABASE_URL", &database.url)], &["check"]).await.stdout;
+    let said = check().await;
+    assert!(said.lines().any(|line| line.starts_with("note   journal") && line.contains("2 records (")), "{said}");
+    // Looking changes nothing.
+    assert_eq!(check().await.lines().find(|line| line.contains("journal")), said.lines().find(|line| line.contains("journal")));
+    database.give_back();
+    let app = stopped.restart().await;
+    replayed(&app).await;
+    assert_eq!(app.items("/api/v1/sessions").await.len(), 2);
+    let check = test_app::run(app.dir.path(), &[("DATABASE_URL", &database.url)], &["check"]).await.stdout;
+    assert!(check.contains("nothing waits for the database"), "{check}");
+}
+
+fn mode(path: &std::path::Path) -> u32 {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test]
+async fn w6_a_corrupt_record_is_set_aside_and_said_and_the_others_are_applied() {
+    let mut database = Database::sqlite();
+    let app = builder(&database).start().await;
+    database.take_away();
+    for sid in ["RM_1", "RM_2", "RM_3"] {
+        assert_eq!(app.webhook(started(sid)).await.status, 204);
+    }
+    let stopped = app.kill().await;
+    let dir = stopped.dir.path().join("storage/journal");
+    let file =
+        std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.extension().is_some_and(|kind| kind == "journal"));
+    let mut content = std::fs::read(file.as_ref().unwrap()).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 0x20;
+    std::fs::write(file.unwrap(), content).unwrap();
+    let check = test_app::run(stopped.dir.path(), &[("DATABASE_URL", &database.url)], &["check"]).await.stdout;
+    assert!(check.lines().any(|line| line.starts_with("FAULT  journal") && line.contains("1 parts that are no records")), "{check}");
+    database.give_back();
+    let app = stopped.restart().await;
+    app.logged("has taken all that waited").await;
+    let ids = database.texts("SELECT id AS text FROM webhook_events ORDER BY id").await;
+    assert_eq!(ids, ["EV_RM_1", "EV_RM_3"]);
+    assert!(app.log().contains("a part of the journal is set aside: it is corrupt"), "{}", app.log());
+    let bad = files(&app);
+    assert!(bad.len() == 1 && bad[0].extension().unwrap() == "bad", "{bad:?}");
+    assert!(String::from_utf8_lossy(&std::fs::read(&bad[0]).unwrap()).contains("RM_2"));
+    assert!(waiting(&app).await.is_some_and(|said| said.contains("set aside")));
+}
+
+#[tokio::test]
+async fn a_start_that_waits_for_the_database_ends_at_sigterm() {
+    let mut database = Database::sqlite();
+    builder(&database).start().await.terminate().await;
+    database.take_away();
+    let dir = tempfile::TempDir::new().unwrap();
+    let env = [("DATABASE_URL".to_owned(), database.url.clone()), ("HOST".to_owned(), "127.0.0.1".to_owned()), ("PORT".to_owned(), "0".to_owned())];
+    let mut child = test_app::command(dir.path(), &env.into()).arg("serve").stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stderr.take().unwrap()));
+    let waits = async { while !lines.next_line().await.unwrap().expect("it goes on").contains("the start waits for it") {} };
+    tokio::time::timeout(Duration::from_secs(40), waits).await.expect("it says that it waits");
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let status = tokio::time::timeout(Duration::from_secs(40), child.wait()).await.expect("it ends").unwrap();
+    assert_eq!(status.code(), Some(0));
+}
