@@ -1,10 +1,12 @@
 //! The composition root: builds every part, and owns the order of starting and stopping.
 
+mod patience;
+
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::{Actor, Addr, AsyncContext, Context};
 use actix_web::dev::ServerHandle;
@@ -12,8 +14,8 @@ use actix_web::{App, HttpServer, web};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::task::JoinHandle;
 
+use self::patience::patiently;
 use crate::actors::buffer::budget::SpoolBudget;
-use crate::actors::child::{backoff, jitter};
 use crate::actors::egress_starter::{EgressStarter, EgressStarterParams, StopStarting};
 use crate::actors::reconciler::{Reconciler, ReconcilerParams};
 use crate::actors::session_registry::{AttachAutopilot, EventsReplayed, SessionRegistry, StopTracks};
@@ -66,10 +68,6 @@ const TRACKS_DEADLINE: Duration = Duration::from_secs(8);
 
 /// What the spool is to hold of each track when the disk stalls.
 const SPOOL_PER_TRACK: Duration = Duration::from_secs(30);
-/// How a start waits for the database, and how often it says so.
-const START_RETRY: Duration = Duration::from_millis(250);
-const MAX_START_RETRY: Duration = Duration::from_secs(5);
-const START_LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long the last lines of the pipeline log may take.
 const LOG_DEADLINE: Duration = Duration::from_secs(1);
@@ -304,26 +302,6 @@ fn end_with_its_panic<T: 'static>(name: &'static str, running: JoinHandle<T>) {
             std::process::exit(70);
         }
     });
-}
-
-/// Asks the database until it answers. A service manager that restarted the server instead would give up after some tries, and nothing would be recorded
-/// when the database is back; what can never succeed ends the start all the same.
-async fn patiently<T, F: Future<Output = Result<T, DbError>>>(mut ask: impl FnMut() -> F) -> Result<T, DbError> {
-    let mut attempt = 0;
-    let mut said: Option<Instant> = None;
-    loop {
-        match ask().await {
-            Err(error) if error.is_outage() => {
-                if said.is_none_or(|said| said.elapsed() >= START_LOG_INTERVAL) {
-                    log::warn!("the database does not answer, the start waits for it error={error}");
-                    said = Some(Instant::now());
-                }
-                tokio::time::sleep(backoff(attempt, START_RETRY, MAX_START_RETRY, jitter())).await;
-                attempt += 1;
-            }
-            outcome => return outcome,
-        }
-    }
 }
 
 /// The server API, where it can be called.

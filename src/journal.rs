@@ -163,7 +163,12 @@ impl Journal {
         if !self.is_in_use() {
             return Behind::NothingWaits;
         }
-        self.append(record).await.map_or_else(Behind::Refused, |()| Behind::Kept)
+        match self.append(record).await {
+            Ok(()) => Behind::Kept,
+            // A journal that takes nothing and holds nothing is in nobody's way.
+            Err(_) if self.inner.stats.records.load(Relaxed) == 0 => Behind::NothingWaits,
+            Err(refused) => Behind::Refused(refused),
+        }
     }
 
     async fn append(&self, record: &Record) -> Result<(), Refused> {

@@ -24,11 +24,21 @@ impl Pools {
     pub fn new(url: &str, connections: u32) -> Result<Self, DbError> {
         let mut config = ManagerConfig::<Connection>::default();
         config.custom_setup = Box::new(|url| async move { establish(url).await }.boxed());
-        let manager = AsyncDieselConnectionManager::new_with_config(url, config);
+        let manager = AsyncDieselConnectionManager::new_with_config(with_time_outs(url), config);
         let size = usize::try_from(connections).unwrap_or(usize::MAX);
         let pool = Pool::builder(manager).max_size(size).build().map_err(|error| DbError::Connect(error.to_string()))?;
         Ok(Self { writer: pool.clone(), reader: pool })
     }
+}
+
+/// A server that vanished without a word is found by the kernel, so that its connections do not fill the pool. What the URL says itself stays.
+fn with_time_outs(url: &str) -> String {
+    /// In seconds, by the names that tokio-postgres knows.
+    const TIME_OUTS: [(&str, u32); 4] = [("connect_timeout", 5), ("tcp_user_timeout", 20), ("keepalives_idle", 20), ("keepalives_interval", 5)];
+    TIME_OUTS.iter().filter(|(name, _)| !url.contains(name)).fold(url.to_owned(), |url, (name, seconds)| {
+        let joint = if url.contains('?') { '&' } else { '?' };
+        format!("{url}{joint}{name}={seconds}")
+    })
 }
 
 async fn establish(url: &str) -> diesel::ConnectionResult<Connection> {
@@ -91,3 +101,15 @@ macro_rules! insert_new {
 
 #[path = "queries/mod.rs"]
 pub mod queries;
+
+#[cfg(test)]
+mod tests {
+    use super::with_time_outs;
+
+    #[test]
+    fn what_the_url_says_of_time_outs_stays() {
+        let rest = "tcp_user_timeout=20&keepalives_idle=20&keepalives_interval=5";
+        assert_eq!(with_time_outs("postgres://a@b/c"), format!("postgres://a@b/c?connect_timeout=5&{rest}"));
+        assert_eq!(with_time_outs("postgres://a@b/c?connect_timeout=9"), format!("postgres://a@b/c?connect_timeout=9&{rest}"));
+    }
+}

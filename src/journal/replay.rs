@@ -13,9 +13,10 @@ use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use super::files::{Entry, Position};
 use super::rows::{ConnectionRows, RowOp, RowRecord, Written};
 use super::{Journal, Record, lock};
-use crate::db::rows::SessionRow;
 use crate::db::rows::events::{Applied, Arrival};
+use crate::db::rows::{NewRecording, SessionRow};
 use crate::db::{DbError, Store};
+use crate::ids::RoomName;
 
 /// How long after a refusal the database is asked again whether it takes writes.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
@@ -28,7 +29,7 @@ const LATE_DEADLINE: Duration = Duration::from_secs(10);
 const LAST_RECORDS: usize = 64;
 /// How long that may take.
 const LAST_DEADLINE: Duration = Duration::from_secs(1);
-/// Connections whose rows are written at a time.
+/// Tracks whose rows are written at a time.
 const ROWS_AT_ONCE: usize = 4;
 /// A database that answers, but refuses one record so often and for so long, will never take it.
 const MAX_ATTEMPTS: u32 = 20;
@@ -257,25 +258,29 @@ impl Replayer {
         halt.map_or(Ok(()), Err)
     }
 
-    /// The rows of a connection follow each other; connections do not wait for one another.
+    /// The rows of a track follow each other, also those of several connections: they write one recording. Tracks do not wait for one another.
     async fn rows(&mut self, rows: Vec<(Entry, RowRecord)>) -> Result<(), (Option<Position>, Halt)> {
-        let mut connections: BTreeMap<String, Vec<(Entry, RowRecord)>> = BTreeMap::new();
+        let mut tracks: BTreeMap<(RoomName, String), Vec<(Entry, RowRecord)>> = BTreeMap::new();
         for (entry, record) in rows {
-            connections.entry(record.connection.clone()).or_default().push((entry, record));
+            let NewRecording { room, track, .. } = &record.rows.recording;
+            let track = track.as_ref().map_or_else(|| record.connection.clone(), ToString::to_string);
+            tracks.entry((room.clone(), track)).or_default().push((entry, record));
         }
-        let all: Vec<_> = connections.into_iter().map(|(connection, records)| (self.connections.remove(&connection), connection, records)).collect();
-        let written = stream::iter(all).map(|(known, connection, records)| write(&self.store, known, connection, records));
+        let known = |records: &[(Entry, RowRecord)], all: &mut HashMap<String, ConnectionRows>| -> HashMap<String, ConnectionRows> {
+            records.iter().filter_map(|(_, record)| all.remove_entry(&record.connection)).collect()
+        };
+        let tracks: Vec<_> = tracks.into_values().map(|records| (known(&records, &mut self.connections), records)).collect();
+        let written = stream::iter(tracks).map(|(known, records)| write(&self.store, known, records));
         let written: Vec<_> = written.buffer_unordered(ROWS_AT_ONCE).collect().await;
         let mut halt = None;
-        for ConnectionWritten { connection, known, done, bad, spent, failed } in written {
-            self.connections.extend(known.map(|known| (connection.clone(), known)));
+        for TrackWritten { known, done, bad, first, failed } in written {
+            self.connections.extend(known);
             self.done.extend(done);
             for (entry, why) in bad {
                 self.give_up(entry, why);
             }
-            if spent.is_some() {
-                let told = self.journal.take_spent(&connection);
-                if let Some(told) = told.filter(|_| spent == Some(Written::TicketSpent)) {
+            for (connection, written) in first {
+                if let Some(told) = self.journal.take_spent(&connection).filter(|_| written == Written::TicketSpent) {
                     // The connection may have ended.
                     told.send(()).ok();
                 }
@@ -313,40 +318,39 @@ impl Replayer {
     }
 }
 
-/// What came of a connection's rows.
-struct ConnectionWritten {
-    connection: String,
-    known: Option<ConnectionRows>,
+/// What came of a track's rows.
+#[derive(Default)]
+struct TrackWritten {
+    /// Connections that have not ended.
+    known: HashMap<String, ConnectionRows>,
     done: Vec<Position>,
     bad: Vec<(Entry, String)>,
-    /// What came of its first segment, if that was among them.
-    spent: Option<Written>,
+    /// What came of the first segments of connections, and so of their tickets.
+    first: Vec<(String, Written)>,
     failed: Option<(Position, DbError)>,
 }
 
-async fn write(store: &Store, mut known: Option<ConnectionRows>, connection: String, records: Vec<(Entry, RowRecord)>) -> ConnectionWritten {
-    let (mut done, mut bad, mut spent, mut failed) = (Vec::new(), Vec::new(), None, None);
-    for (entry, RowRecord { rows, op, .. }) in records {
-        let rows = known.get_or_insert(rows);
+async fn write(store: &Store, known: HashMap<String, ConnectionRows>, records: Vec<(Entry, RowRecord)>) -> TrackWritten {
+    let mut track = TrackWritten { known, ..TrackWritten::default() };
+    for (entry, RowRecord { connection, rows, op }) in records {
         let (is_first, is_end) = (matches!(op, RowOp::Opened(_, Some(_))), matches!(op, RowOp::End));
+        let rows = track.known.entry(connection.clone()).or_insert(rows);
         match rows.write(store, op).await {
             Ok(written) => {
-                if is_first {
-                    spent = Some(written);
-                }
-                done.push(entry.from);
+                track.first.extend(is_first.then(|| (connection.clone(), written)));
+                track.done.push(entry.from);
             }
             Err(error) if error.is_retryable() => {
-                failed = Some((entry.from, error));
+                track.failed = Some((entry.from, error));
                 break;
             }
-            Err(error) => bad.push((entry, error.to_string())),
+            Err(error) => track.bad.push((entry, error.to_string())),
         }
         if is_end {
-            known = None;
+            track.known.remove(&connection);
         }
     }
-    ConnectionWritten { connection, known, done, bad, spent, failed }
+    track
 }
 
 /// Resolves when the database takes writes.

@@ -58,7 +58,9 @@ impl Database {
         let value = |name: &str| said.lines().find_map(|line| line.strip_prefix(&format!("export {name}="))).expect("as the script says").to_owned();
         let (url, dir) = (value("TEST_POSTGRES_URL"), PathBuf::from(value("TEST_POSTGRES_DIR")));
         let port = url.rsplit_once(':').and_then(|(_, rest)| rest.split_once('/')).expect("a port").0.to_owned();
-        Some(Self { engine: Engine::Postgres { cluster: Cluster { dir, port }, fault, stopped: Vec::new() }, url })
+        let cluster = Cluster { dir, port };
+        cluster.commit_for_good();
+        Some(Self { engine: Engine::Postgres { cluster, fault, stopped: Vec::new() }, url })
     }
 
     /// Nobody can write any more.
@@ -122,6 +124,14 @@ struct Line {
 }
 
 impl Cluster {
+    /// What it acknowledges is to survive a kill, as it does where it is not told otherwise.
+    fn commit_for_good(&self) {
+        let path = self.dir.join("data/postgresql.conf");
+        let settings = std::fs::read_to_string(&path).expect("its settings");
+        std::fs::write(&path, settings + "synchronous_commit = on\n").expect("written");
+        kill_process(self.processes()[0], Signal::HUP).expect("it reads them again");
+    }
+
     /// The server and its children, the server first.
     fn processes(&self) -> Vec<Pid> {
         let file = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).expect("it runs");

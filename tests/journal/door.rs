@@ -53,7 +53,7 @@ async fn w6_a_full_journal_refuses_webhooks_and_takes_them_again_when_the_databa
             }
         }
     }
-    assert_eq!(taken.len(), 1, "each is kept with its body: 600 kB; and an eighth of the room is not for webhooks");
+    assert_eq!(taken.len(), 3, "of 300 kB each in a MiB, of which an eighth is not for webhooks");
     database.give_back();
     replayed(&app).await;
     assert_eq!(database.texts("SELECT id AS text FROM webhook_events ORDER BY id").await, taken);
@@ -135,4 +135,16 @@ async fn a_start_that_waits_for_the_database_ends_at_sigterm() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let status = tokio::time::timeout(Duration::from_secs(40), child.wait()).await.expect("it ends").unwrap();
     assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn what_postgresql_refuses_in_words_ends_the_start_at_once() {
+    let Ok(url) = std::env::var("TEST_POSTGRES_URL") else { return };
+    let (user, rest) = url.strip_prefix("postgres://").and_then(|rest| rest.split_once('@')).expect("a user and an address");
+    let dir = tempfile::TempDir::new().unwrap();
+    for (url, word) in [(format!("postgres://{user}x@{rest}"), "password"), (format!("{url}_that_is_not_there"), "does not exist")] {
+        let finished = test_app::run(dir.path(), &[("DATABASE_URL", &url), ("PORT", "0")], &["serve"]).await;
+        assert!(finished.code == Some(1) && finished.stderr.contains(word), "{finished:?}");
+        assert!(!finished.stderr.contains("the start waits for it"), "{finished:?}");
+    }
 }

@@ -110,12 +110,11 @@ pub async fn survive_kill_9(mut database: Database) {
     let events: Vec<Value> = (0..20).flat_map(|number| meeting(&format!("RM_{number}"))).collect();
     deliver(&app, &events).await;
     let stopped = app.kill().await;
-    // The start waits for the database, and is killed again as soon as it replays.
+    // The start waits for the database, for so long, and is killed again while it replays.
     let (app, ()) = tokio::join!(stopped.restart(), async {
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         database.give_back();
     });
-    assert!(app.log().contains("the start waits for it"), "{}", app.log());
     let app = app.kill().await.restart().await;
     replayed(&app).await;
     let ids = database.texts("SELECT id AS text FROM webhook_events ORDER BY id").await;
