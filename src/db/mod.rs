@@ -87,18 +87,25 @@ impl DbError {
 impl DbError {
     /// Whether the database is not there, or somebody holds it: waiting helps. What it has refused in words, such as a password, does not change by itself.
     pub fn is_outage(&self) -> bool {
-        // PostgreSQL's own words for "soon"; they are in English unless its `lc_messages` says otherwise, and then a start ends that could have waited.
-        const SOON: [&str; 5] = ["starting up", "shutting down", "recovery mode", "too many clients", "remaining connection slots"];
+        /// How the drivers say that nobody answers, and PostgreSQL (in English, unless its `lc_messages` says otherwise) that it will soon.
+        const NOBODY: [&str; 10] = [
+            "error connecting",
+            "error communicating",
+            "connection",
+            "timed out",
+            "lookup",
+            "database is locked",
+            "starting up",
+            "shutting down",
+            "recovery mode",
+            "too many clients",
+        ];
         match self {
             Self::Busy(_) | Self::Late(_) => true,
-            Self::Connect(text) => {
-                let is_refusal = text.contains("db error") || text.contains("password") || text.contains("unable to open");
-                !is_refusal || SOON.iter().any(|soon| text.contains(soon))
-            }
-            Self::Migration(text) => text.contains("database is locked"),
+            Self::Connect(text) | Self::Migration(text) => NOBODY.iter().any(|words| text.contains(words)),
             Self::Query(error) => {
                 let text = error.to_string();
-                text.contains("database is locked") || text.contains("connection closed") || SOON.iter().any(|soon| text.contains(soon))
+                NOBODY.iter().any(|words| text.contains(words))
             }
             Self::Shared(error) => error.is_outage(),
             Self::Lost(_) | Self::TicketSpent | Self::Unreadable(_) => false,

@@ -162,8 +162,10 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for process in self.dir.join("data/postmaster.pid").exists().then(|| self.processes()).unwrap_or_default() {
-            kill_process(process, Signal::CONT).ok();
+        if self.dir.join("data/postmaster.pid").exists() {
+            for process in self.processes() {
+                kill_process(process, Signal::CONT).ok();
+            }
         }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(".ci/postgres");
         Command::new(script).arg("stop").arg(&self.dir).output().ok();
