@@ -13,6 +13,7 @@ mod api;
 mod autopilot;
 mod commands;
 mod configuration;
+mod crashloop;
 mod disk;
 mod e2e;
 mod fake_livekit_speaks;

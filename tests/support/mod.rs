@@ -6,4 +6,6 @@ pub mod fake_livekit;
 pub mod faults;
 pub mod http;
 pub mod livekit_proxy;
+pub mod machine;
+pub mod strace;
 pub mod test_app;

@@ -36,6 +36,8 @@ pub struct Builder {
     /// Of another user, who runs the server.
     uid: Option<u32>,
     umask: Option<u32>,
+    /// A program, with arguments, that becomes the server.
+    by_way_of: Vec<&'static str>,
 }
 
 /// A running server. Dropping it kills it.
@@ -82,6 +84,12 @@ impl Builder {
         self
     }
 
+    /// Started by another program that becomes the server, such as `prlimit`.
+    pub fn by_way_of(mut self, program: &[&'static str]) -> Self {
+        self.by_way_of = program.to_vec();
+        self
+    }
+
     pub async fn start(self) -> TestApp {
         let dir = self.dir.unwrap_or_else(|| Arc::new(TempDir::new().expect("a directory")));
         let command = match (self.uid, self.umask) {
@@ -93,7 +101,14 @@ impl Builder {
             }
             (None, None) => command(dir.path(), &self.env),
         };
-        start(command, dir, self.env, self.args).await
+        let (command, args) = match self.by_way_of.split_first() {
+            Some((program, rest)) => {
+                let arguments = rest.iter().map(|argument| (*argument).to_owned()).chain([PROGRAM.to_owned()]).chain(self.args);
+                (command_of(Path::new(program), dir.path(), &self.env), arguments.collect())
+            }
+            None => (command, self.args),
+        };
+        start(command, dir, self.env, args).await
     }
 }
 
@@ -186,6 +201,7 @@ impl TestApp {
             dir: None,
             uid: None,
             umask: None,
+            by_way_of: Vec::new(),
         }
     }
 
@@ -195,14 +211,16 @@ impl TestApp {
     }
 
     pub fn audio_dir(&self) -> PathBuf {
-        self.dir.path().join("storage/egress/audio")
+        audio_dir(&self.dir)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("the server runs")
     }
 
     /// Every finished or growing recording, sorted by path.
     pub fn wav_files(&self) -> Vec<PathBuf> {
-        let mut files: Vec<PathBuf> = walk(&self.audio_dir()).into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "wav")).collect();
-        files.sort();
-        files
+        wav_files(&self.audio_dir())
     }
 
     /// The only recording.
@@ -300,9 +318,10 @@ impl TestApp {
         self.request("POST", "/livekit/webhook", &headers, body).await
     }
 
-    /// `kill -9`; the directory stays for the next server.
+    /// `kill -9`, unless it is dead already; the directory stays for the next server.
     pub async fn kill(mut self) -> Stopped {
-        self.child.kill().await.expect("killed");
+        self.child.start_kill().ok(); // the dead cannot be killed
+        self.child.wait().await.expect("waited for");
         self.stopped().await
     }
 
@@ -334,6 +353,19 @@ pub struct Stopped {
 }
 
 impl Stopped {
+    /// As [`TestApp::wav_files`], with nobody at work on them.
+    pub fn wav_files(&self) -> Vec<PathBuf> {
+        wav_files(&audio_dir(&self.dir))
+    }
+
+    /// A start that is killed after a while, be it ready by then or not.
+    pub async fn dies_while_it_starts(&self, after: Duration) {
+        let mut command = command(self.dir.path(), &self.env);
+        let mut child = command.args(&self.args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
+        tokio::time::sleep(after).await;
+        child.kill().await.expect("killed");
+    }
+
     pub async fn restart(&self) -> TestApp {
         start(command(self.dir.path(), &self.env), Arc::clone(&self.dir), self.env.clone(), self.args.clone()).await
     }
@@ -345,6 +377,16 @@ pub fn complete(mut event: Value) -> Value {
     members.entry("id").or_insert_with(|| json!(format!("EV_{}", uuid::Uuid::new_v4().simple())));
     members.entry("createdAt").or_insert_with(|| json!(chrono::Utc::now().timestamp().to_string()));
     event
+}
+
+fn audio_dir(dir: &TempDir) -> PathBuf {
+    dir.path().join("storage/egress/audio")
+}
+
+fn wav_files(audio_dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = walk(audio_dir).into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "wav")).collect();
+    files.sort();
+    files
 }
 
 fn walk(dir: &Path) -> Vec<PathBuf> {

@@ -1,0 +1,166 @@
+//! `kill -9`, again and again: what is on the disk then, and what the next start makes of it.
+//!
+//! The samples of every sender are a 32-bit counter, so that a lost, doubled or swapped one shows. More kills than a test run has are asked for by
+//! hand, and a run is repeated by its seed:
+//!
+//! ```text
+//! CRASHLOOP_KILLS=500 CRASHLOOP_SEED=7 cargo test --test main crashloop:: -- --nocapture
+//! ```
+
+mod boundaries;
+mod readers;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use diesel::RunQueryDsl;
+use diesel::sql_types::Text;
+
+use self::readers::{Held, assert_all_read, segments};
+use crate::support::egress_peer::{CHUNK_BYTES, EgressPeer, counter_pcm};
+use crate::support::machine::number;
+use crate::support::test_app::{Stopped, TestApp};
+
+const SENDERS: u32 = 8;
+const KILLS: u64 = 25;
+/// The frames that a sender's counter has for itself: 20 s, far more than it lives.
+const COUNTERS: u32 = 1 << 20;
+/// What may be lost of what had been sent; four times that decide, as the machine may be busy.
+const PROMISED_LOSS_MS: u64 = 250;
+/// From its first sample on, a file may be without a row for so long.
+const ROW_MS: u64 = 4 * PROMISED_LOSS_MS;
+
+/// Chance that can be had again (an xorshift generator).
+struct Chance(u64);
+
+impl Chance {
+    /// Less than `bound`.
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// Speaks in real time until the server is gone; `sent` has the frames that the kernel took.
+async fn speak(addr: SocketAddr, sender: u32, seed: u32, sent: Arc<AtomicU64>) {
+    let path = format!("/egress-audio?roomName=crash&participant=p{sender}&trackId=TR_{sender}");
+    // The server may be killed before it has answered; that one is not heard.
+    let Ok(Ok(mut peer)) = tokio::spawn(async move { EgressPeer::connect(addr, &path).await }).await else { return };
+    let mut due = tokio::time::Instant::now();
+    for chunk in 0.. {
+        let pcm = counter_pcm(CHUNK_BYTES / 4, seed + chunk * 480);
+        tokio::time::sleep_until(due).await;
+        if peer.send_binary(&pcm).await.is_err() {
+            return;
+        }
+        sent.fetch_add(480, Ordering::Relaxed);
+        due += Duration::from_millis(10);
+    }
+}
+
+/// One life of the server: what each sender had sent when it ended.
+async fn live_and_die(app: TestApp, life: u32, lasts: Duration) -> (Stopped, Vec<u64>) {
+    let sent: Vec<Arc<AtomicU64>> = (0..SENDERS).map(|_| Arc::default()).collect();
+    let senders: Vec<_> =
+        (0..SENDERS).zip(&sent).map(|(sender, sent)| tokio::spawn(speak(app.addr, sender, seed_of(life, sender), Arc::clone(sent)))).collect();
+    tokio::time::sleep(lasts).await;
+    let log: Vec<u64> = sent.iter().map(|sent| sent.load(Ordering::Relaxed)).collect();
+    let stopped = app.kill().await;
+    for sender in senders {
+        sender.abort();
+    }
+    (stopped, log)
+}
+
+fn seed_of(life: u32, sender: u32) -> u32 {
+    (life * SENDERS + sender).wrapping_mul(COUNTERS).wrapping_add(1)
+}
+
+#[derive(diesel::QueryableByName)]
+struct Integrity {
+    #[diesel(sql_type = Text)]
+    integrity_check: String,
+}
+
+#[track_caller]
+fn assert_whole_database(app: &TestApp) {
+    let check = diesel::sql_query("PRAGMA integrity_check").load::<Integrity>(&mut app.database()).unwrap();
+    assert_eq!(check.iter().map(|row| row.integrity_check.as_str()).collect::<Vec<_>>(), ["ok"]);
+}
+
+/// Asserts that a file has been made whole by a start: nothing of it is gone, and its row says what it holds.
+#[track_caller]
+fn assert_repaired(before: &Held, row: Option<&serde_json::Value>, may_lack_a_row: bool) {
+    let after = Held::read(before.path.clone());
+    assert!(after.pcm.starts_with(&before.pcm), "{}: a start takes nothing away", before.path.display());
+    after.contiguous();
+    assert_eq!(std::fs::metadata(&after.path).unwrap().len(), 44 + 4 * after.frames, "{}: no torn end", after.path.display());
+    match row {
+        Some(row) => {
+            assert_eq!((row["endReason"].as_str(), row["frames"].as_u64()), (Some("crashed"), Some(after.frames)), "{row}");
+            assert_eq!(row["bytes"].as_u64(), Some(4 * after.frames), "{row}");
+            assert!(row["endedAt"].is_string(), "{row}");
+        }
+        None => assert!(may_lack_a_row, "{} has no row", after.path.display()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d1_s8_kill_9_at_any_moment_loses_a_quarter_of_a_second_and_no_file_and_no_row() {
+    let kills = number("CRASHLOOP_KILLS", KILLS);
+    let seed = number("CRASHLOOP_SEED", SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos().into());
+    assert!(kills <= 500, "the counters are enough for 500");
+    println!("CRASHLOOP_SEED={seed} CRASHLOOP_KILLS={kills}");
+    let mut chance = Chance(seed.max(1));
+    let mut app = TestApp::builder().open().start().await;
+    let (mut known, mut losses, mut without_row): (BTreeSet<PathBuf>, Vec<u64>, usize) = (BTreeSet::new(), Vec::new(), 0);
+    for life in 0..u32::try_from(kills).unwrap() {
+        // A third of the lives is so short that files are just being made.
+        let lasts = Duration::from_millis(if chance.below(3) == 0 { chance.below(400) } else { 400 + chance.below(1_600) });
+        let audio_dir = app.audio_dir();
+        let (stopped, sent) = live_and_die(app, life, lasts).await;
+        let files: Vec<Held> = stopped.wav_files().into_iter().filter(|path| !known.contains(path)).map(Held::read).collect();
+        assert_all_read(&files);
+        for (sender, sent) in (0..SENDERS).zip(&sent) {
+            let own = files.iter().find(|file| file.counters().next() == Some(seed_of(life, sender)));
+            let lost = sent.saturating_sub(own.map_or(0, |file| file.frames)) / 48;
+            assert!(lost <= 4 * PROMISED_LOSS_MS, "life {life} of {lasts:?}: {lost} ms of sender {sender} are lost\n{}", stopped.log);
+            losses.push(lost);
+        }
+        assert!(files.iter().all(|file| file.contiguous().is_some()), "every file has a sample, and all are whole");
+
+        // Some starts are killed too.
+        if chance.below(5) == 0 {
+            stopped.dies_while_it_starts(Duration::from_millis(chance.below(500))).await;
+        }
+        app = stopped.restart().await;
+        assert_whole_database(&app);
+        let rows = segments(&app.items("/api/v1/recordings?limit=200").await);
+        for file in &files {
+            let row = rows.get(file.path.strip_prefix(&audio_dir).unwrap().to_str().unwrap());
+            without_row += usize::from(row.is_none());
+            assert_repaired(file, row, file.frames < 48 * ROW_MS);
+        }
+        known.extend(files.into_iter().map(|file| file.path));
+    }
+    let files: Vec<Held> = app.wav_files().into_iter().map(Held::read).collect();
+    assert_eq!(files.iter().map(|file| file.path.clone()).collect::<BTreeSet<_>>(), known, "nothing is deleted, and nothing made");
+    assert_all_read(&files);
+    let starts: BTreeSet<Option<u32>> = files.iter().map(Held::contiguous).collect();
+    assert_eq!(starts.len(), files.len(), "each file begins where a sender began");
+    losses.sort_unstable();
+    let within = losses.iter().filter(|lost| **lost <= PROMISED_LOSS_MS).count();
+    println!(
+        "{kills} kills: {} files; at most {} ms lost, {} in the middle, {within} of {} within {PROMISED_LOSS_MS} ms; {without_row} files of less than {ROW_MS} ms without a row",
+        files.len(),
+        losses.last().unwrap(),
+        losses[losses.len() / 2],
+        losses.len(),
+    );
+}
