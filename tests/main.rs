@@ -17,6 +17,7 @@ mod crashloop;
 mod disk;
 mod e2e;
 mod fake_livekit_speaks;
+mod faults;
 mod health;
 mod ingest_errors;
 mod journal;

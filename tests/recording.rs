@@ -288,7 +288,7 @@ async fn hostile_names_stay_inside_the_audio_directory_and_apart() {
 }
 
 #[tokio::test]
-async fn a_second_connection_is_refused_until_the_first_stalls_and_continues_its_recording() {
+async fn t2_a_second_connection_is_refused_until_the_first_stalls_and_continues_its_recording() {
     let app = TestApp::builder().open().env("LIVE_MEETING__INGEST__STALL_AFTER", "1s").start().await;
     let (one, two) = (counter_pcm(4_800, 1), counter_pcm(9_600, 50_000));
     let mut first = EgressPeer::connect(app.addr, PATH).await.unwrap();
@@ -315,7 +315,7 @@ async fn a_second_connection_is_refused_until_the_first_stalls_and_continues_its
 }
 
 #[tokio::test]
-async fn a_silent_connection_is_sealed_after_its_idle_time_out() {
+async fn i3_a_silent_connection_is_sealed_after_its_idle_time_out() {
     let app = TestApp::builder().open().env("LIVE_MEETING__INGEST__IDLE_TIMEOUT", "5s").env("LIVE_MEETING__INGEST__STALL_AFTER", "1s").start().await;
     let pcm = counter_pcm(480, 1);
     let mut peer = EgressPeer::connect(app.addr, PATH).await.unwrap();
@@ -328,7 +328,7 @@ async fn a_silent_connection_is_sealed_after_its_idle_time_out() {
 }
 
 #[tokio::test]
-async fn segments_rotate_without_losing_a_sample() {
+async fn d7_segments_rotate_without_losing_a_sample() {
     let app = TestApp::builder().open().env("LIVE_MEETING__RECORDING__SEGMENT_DURATION", "1s").start().await;
     let pcm = counter_pcm(48_000 * 5, 1);
     let mut peer = EgressPeer::connect(app.addr, PATH).await.unwrap();
@@ -348,7 +348,7 @@ async fn segments_rotate_without_losing_a_sample() {
 }
 
 #[tokio::test]
-async fn a_killed_server_leaves_valid_files_and_closes_their_rows_at_its_next_start() {
+async fn d1_a_killed_server_leaves_valid_files_and_closes_their_rows_at_its_next_start() {
     let app = TestApp::builder().open().start().await;
     let pcm = counter_pcm(48_000, 1);
     let mut peer = EgressPeer::connect(app.addr, PATH).await.unwrap();

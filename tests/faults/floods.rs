@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpSocket;
 
-use super::{PATH, pcm_of, recording_of};
-use crate::support::egress_peer::{BINARY, EgressPeer, PING, TEXT, counter_pcm, frame};
+use crate::ingest_errors::{PATH, pcm_of, recording_of};
+use crate::support::egress_peer::{BINARY, CLOSE, CONTINUATION, EgressPeer, PING, TEXT, counter_pcm, frame};
+use crate::support::machine::resident_kib;
 use crate::support::test_app::TestApp;
 
 /// Of LiveKit's stereo, per second.
@@ -16,12 +17,6 @@ const BYTE_RATE: f64 = 192_000.0;
 /// What the floods may cost in memory beside other tracks.
 const FLOOD_KIB: u64 = 16 << 10;
 const FLOOD_TIME: Duration = Duration::from_secs(2);
-
-fn rss_kib(app: &TestApp) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", app.child.id().unwrap())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
 
 async fn anonymous(app: &TestApp, participant: &str) -> EgressPeer {
     EgressPeer::connect(app.addr, &format!("/egress-audio?roomName=flood&participant={participant}")).await.unwrap()
@@ -52,6 +47,23 @@ async fn flood(app: &TestApp, kind: &str) {
             let texts = [frame(TEXT, true, br#"{"muted":true}"#, true), frame(TEXT, true, br#"{"muted":false}"#, true)].concat();
             pour(&mut peer, &texts.repeat(100)).await;
         }
+        // Allowed, in as many and as small pieces as is allowed.
+        "64 fragments" => {
+            let message =
+                [frame(BINARY, false, b"x", true), frame(CONTINUATION, false, b"x", true).repeat(62), frame(CONTINUATION, true, b"x", true)];
+            pour(&mut anonymous(app, "fragments").await, &message.concat().repeat(10)).await;
+        }
+        // Not allowed: what comes behind the 64th is never looked at, again and again.
+        "65 fragments" => loop {
+            let message = [frame(BINARY, false, &zeros[..1_000], true), frame(CONTINUATION, false, &zeros[..1_000], true).repeat(1_000)];
+            pour(&mut anonymous(app, "more").await, &message.concat()).await;
+        },
+        "a million empty continuations" => {
+            let message = [frame(BINARY, false, b"x", true), frame(CONTINUATION, false, b"", true).repeat(1_000_000)].concat();
+            loop {
+                pour(&mut anonymous(app, "empty").await, &message).await;
+            }
+        }
         "unfinished messages" => {
             let mut open = Vec::new();
             for _ in 0..20 {
@@ -66,7 +78,7 @@ async fn flood(app: &TestApp, kind: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_costs_no_memory_and_no_other_track_its_audio() {
+async fn i2_a_flood_costs_no_memory_and_no_other_track_its_audio() {
     let app = Arc::new(TestApp::builder().open().start().await);
     let (sent, pcm) = (Arc::new(AtomicUsize::new(0)), counter_pcm(48_000 * 60, 1));
     let (count, stop) = (Arc::clone(&sent), Arc::new(AtomicBool::new(false)));
@@ -83,14 +95,15 @@ async fn a_flood_costs_no_memory_and_no_other_track_its_audio() {
         witness.close_and_wait().await
     });
     app.eventually("the witness is heard", async || app.live("ana").await.filter(|live| live["recordedBytes"].as_u64() > Some(100_000))).await;
-    let before = rss_kib(&app);
-    for kind in ["an 8 GiB frame", "1-byte frames", "frames at full speed", "pings", "mute texts", "unfinished messages"] {
+    let before = resident_kib(app.pid());
+    let kinds = ["an 8 GiB frame", "1-byte frames", "frames at full speed", "64 fragments", "65 fragments", "a million empty continuations"];
+    for kind in kinds.into_iter().chain(["pings", "mute texts", "unfinished messages"]) {
         let (start, mut most) = (Instant::now(), 0);
         let flooding = tokio::time::timeout(FLOOD_TIME, flood(&app, kind));
         let watching = async {
             while start.elapsed() < FLOOD_TIME {
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                most = most.max(rss_kib(&app));
+                most = most.max(resident_kib(app.pid()));
             }
         };
         tokio::join!(flooding, watching).0.expect_err("a flood has no end");
@@ -107,7 +120,7 @@ async fn a_flood_costs_no_memory_and_no_other_track_its_audio() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_burst_of_ten_seconds_a_sender_is_read_at_eight_times_its_rate() {
+async fn i2_after_a_burst_of_ten_seconds_a_sender_is_read_at_eight_times_its_rate() {
     let app = TestApp::builder().open().start().await;
     // By bytes, and for tiny frames by their number.
     for (participant, payload, burst, rate) in [("big", 1_920, 10.0 * BYTE_RATE, 8.0 * BYTE_RATE), ("tiny", 1, 1_000.0, 800.0)] {
@@ -122,7 +135,30 @@ async fn after_a_burst_of_ten_seconds_a_sender_is_read_at_eight_times_its_rate()
 }
 
 #[tokio::test]
-async fn a_peer_that_reads_nothing_while_it_pings_holds_up_nobody_and_is_dropped() {
+async fn i2_a_message_that_is_not_finished_within_five_seconds_ends_its_connection_and_what_came_before_is_kept() {
+    let app = TestApp::builder().open().start().await;
+    let pcm = counter_pcm(4_800, 1);
+    let mut peer = EgressPeer::connect(app.addr, PATH).await.unwrap();
+    peer.send_pcm(&pcm).await.unwrap();
+    let start = Instant::now();
+    peer.send_raw(&frame(BINARY, false, &pcm, true)).await.unwrap();
+    // Alive all the time, and never done; 5 s are promised, four times that decide.
+    let close = loop {
+        assert!(start.elapsed() < Duration::from_secs(20), "the connection stays open");
+        peer.send_raw(&frame(PING, true, b"", true)).await.ok();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        if peer.poll_incoming().await.iter().any(|frame| frame.opcode == CLOSE) {
+            break start.elapsed();
+        }
+    };
+    assert!(close > Duration::from_secs(4), "{close:?} are too soon");
+    let recording = recording_of(&app, "ana").await;
+    assert_eq!(recording["segments"][0]["endReason"], "violation");
+    assert!(pcm_of(&app, &recording) == pcm);
+}
+
+#[tokio::test]
+async fn i3_a_peer_that_reads_nothing_while_it_pings_holds_up_nobody_and_is_dropped() {
     let app = TestApp::builder().open().env("LIVE_MEETING__INGEST__MAX_SPEED", "1000").start().await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();
