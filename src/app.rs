@@ -377,7 +377,12 @@ fn listen(config: &Config, doors: web::Data<Doors>) -> Result<Listening, StartEr
     let wanted = format!("{}:{}", http.host, http.port);
     let error = |cause| StartError::Listen { address: wanted.clone(), cause };
     let workers = http.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
-    let (routes, max_connections) = (http.clone(), http.max_connections);
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let max_connections = http.max_connections.min(connections_with(descriptors, workers));
+    if max_connections < http.max_connections {
+        log::info!("connections are limited by open files each_worker={max_connections} open_files={}", descriptors.unwrap_or_default());
+    }
+    let routes = http.clone();
     let server = HttpServer::new(move || {
         let http = routes.clone();
         App::new().app_data(doors.clone()).configure(move |config| http::routes(config, &http))
@@ -387,12 +392,11 @@ fn listen(config: &Config, doors: web::Data<Doors>) -> Result<Listening, StartEr
     .client_request_timeout(HEAD_DEADLINE)
     .shutdown_timeout(CONNECTIONS_DEADLINE_SECONDS)
     .disable_signals()
-    .on_connect(|connection, data| {
+    .on_connect(move |connection, data| {
         if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
             set_timeouts(stream);
-            match SocketHandle::of(stream) {
-                Ok(handle) => drop(data.insert(handle)),
-                Err(error) => log::debug!("a connection is read message by message error={error}"),
+            if let Some(handle) = SocketHandle::of(stream, descriptors) {
+                data.insert(handle);
             }
         }
     })
@@ -404,6 +408,16 @@ fn listen(config: &Config, doors: web::Data<Doors>) -> Result<Listening, StartEr
     Ok((address, handle, actix_rt::spawn(server)))
 }
 
+/// How many connections each worker can hold and leave descriptors for files: of those that are no track yet, or never will be, there may be many more than
+/// of tracks. Whoever comes then waits in the listening queue, where it costs a live track nothing.
+fn connections_with(descriptors: Option<u64>, workers: usize) -> usize {
+    let Some(all) = descriptors.and_then(|all| usize::try_from(all).ok()) else { return usize::MAX };
+    // An eighth is for files that are being sealed while their tracks go on; the rest of what is kept for database, threads and logs.
+    let kept = all / 8 + 48 + 8 * workers;
+    // A third of what is left is for files, directories and analysis.
+    (all.saturating_sub(kept) * 2 / 3 / workers.max(1)).max(1)
+}
+
 /// A peer that vanishes without a word is found by the kernel: a WebSocket actor cannot, while nobody reads what it writes.
 fn set_timeouts(stream: &actix_web::rt::net::TcpStream) {
     let socket = SockRef::from(stream);
@@ -413,5 +427,18 @@ fn set_timeouts(stream: &actix_web::rt::net::TcpStream) {
     let set = set.and_then(|()| socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT)));
     if let Err(error) = set {
         log::warn!("a connection has no time-outs error={error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i4_connections_leave_descriptors_for_files() {
+        assert_eq!(connections_with(None, 2), usize::MAX);
+        for (descriptors, workers, each) in [(160, 2, 25), (1_024, 2, 277), (20_000, 2, 5_812), (65_536, 8, 4_769), (64, 4, 1)] {
+            assert_eq!(connections_with(Some(descriptors), workers), each, "{descriptors} for {workers} workers");
+        }
     }
 }

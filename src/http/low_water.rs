@@ -4,8 +4,7 @@
 //! (`docs/performance.md`). But then a lone Close waits below the mark: it must fall as soon as the stream pauses.
 
 use std::cell::Cell;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::libc;
 use nix::sys::socket::SetSockOpt;
@@ -19,10 +18,13 @@ nix::setsockopt_impl!(ReceiveLowWater, libc::SOL_SOCKET, libc::SO_RCVLOWAT, usiz
 pub struct SocketHandle(Cell<Option<OwnedFd>>);
 
 impl SocketHandle {
-    /// # Errors
-    /// When no descriptor is left.
-    pub fn of(socket: impl AsFd) -> io::Result<Self> {
-        Ok(Self(Cell::new(Some(socket.as_fd().try_clone_to_owned()?))))
+    /// `None` where descriptors may become scarce, out of `descriptors` that are allowed: then the socket is read message by message, which costs only time.
+    pub fn of(socket: impl AsFd, descriptors: Option<u64>) -> Option<Self> {
+        // The lowest free number is given out, so a number tells how many are in use.
+        let in_use = u64::try_from(socket.as_fd().as_raw_fd()).unwrap_or(u64::MAX);
+        let plenty = descriptors.is_none_or(|allowed| in_use < allowed / 4);
+        let handle = if plenty { socket.as_fd().try_clone_to_owned().ok() } else { None };
+        handle.map(|handle| Self(Cell::new(Some(handle))))
     }
 
     /// The handle, once. It keeps the connection open for as long as it lives.
