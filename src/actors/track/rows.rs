@@ -57,7 +57,8 @@ enum Told {
 /// The way to the rows of one track. Cheap to clone; every call returns at once.
 #[derive(Debug, Clone)]
 pub struct RowLog {
-    ops: mpsc::UnboundedSender<Told>,
+    /// Boxed: a channel holds room for 32 of them from the start, and a track that is idle sends none.
+    ops: mpsc::UnboundedSender<Box<Told>>,
     measured_waiting: Arc<AtomicUsize>,
     facts_waiting: Arc<AtomicBool>,
 }
@@ -140,7 +141,7 @@ impl RowLog {
     }
 
     fn put(&self, told: Told) {
-        if self.ops.send(told).is_err() {
+        if self.ops.send(Box::new(told)).is_err() {
             log::error!("a row of a track was not written: its task is gone");
         }
     }
@@ -168,12 +169,13 @@ struct Keeper {
 type Writing = JoinHandle<(ConnectionRows, Result<Written, DbError>)>;
 
 impl Keeper {
-    async fn run(mut self, mut ops: mpsc::UnboundedReceiver<Told>) {
+    async fn run(mut self, mut ops: mpsc::UnboundedReceiver<Box<Told>>) {
+        // What an operation needs is 4 KiB, which the thousands that wait for one do not hold.
         while let Some(told) = ops.recv().await {
-            self.keep(told).await;
+            Box::pin(self.keep(*told)).await;
         }
         // A track that died could not say its end.
-        self.end().await;
+        Box::pin(self.end()).await;
     }
 
     async fn keep(&mut self, told: Told) {
