@@ -40,6 +40,8 @@ pub mod db;
 pub mod journal;
 
 pub mod clock;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod ids;
 pub mod keys;
 pub mod metrics;

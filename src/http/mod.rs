@@ -14,6 +14,12 @@ pub mod storage;
 mod webhook;
 pub mod ws_guard;
 
+/// For `crate::fuzzing`, which no server has.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed {
+    pub(crate) use super::ingest_query::IngestQuery;
+}
+
 use std::sync::Arc;
 use std::time::Duration;
 
