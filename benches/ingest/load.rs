@@ -116,7 +116,7 @@ impl Connection {
         if let Some(payload) = frame.get_mut(FRAME_HEADER.len()..) {
             for word in payload.as_chunks_mut().0 {
                 *word = (self.next_sample ^ mask).to_le_bytes();
-                self.next_sample += 1;
+                self.next_sample = self.next_sample.wrapping_add(1);
             }
         }
         if let Err(error) = self.stream.write_all(frame) {

@@ -20,7 +20,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const LOG_TAIL_LINES: usize = 20;
 
 pub struct SinkProcess {
-    child: Child,
+    pub child: Child,
     address: SocketAddr,
     log: Arc<Mutex<VecDeque<String>>>,
     drain: Option<JoinHandle<()>>,
