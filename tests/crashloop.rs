@@ -9,6 +9,7 @@
 
 mod boundaries;
 mod readers;
+mod syncs;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
