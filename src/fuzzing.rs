@@ -21,7 +21,8 @@ use crate::http::ws_guard::{GuardLimits, Violation, WsGuard};
 use crate::livekit::egress_stream::{TextMessage, parse_text};
 use crate::livekit::webhook::{WebhookVerifier, parse, sign};
 use crate::recording::path::{SegmentName, below, safe_part};
-use crate::recording::repair::repair;
+use crate::recording::repair::{Interrupted, Outcome, repair};
+use crate::recording::sidecar;
 use crate::recording::wav_header::{self, HEADER_BYTES};
 
 /// As in production, but for a pace that no input reaches.
@@ -162,21 +163,31 @@ pub fn wav_repair(data: &[u8]) {
     static FILES: AtomicU64 = AtomicU64::new(0);
     let path = std::env::temp_dir().join(format!("live-meeting-{}-{}.wav", std::process::id(), FILES.fetch_add(1, Relaxed)));
     std::fs::write(&path, &content).expect("written");
-    let read = || std::fs::read(&path).expect("the file is still there");
-    let repaired = repair(&path).is_ok();
-    let after = read();
-    if !repaired {
-        assert_eq!(after, content, "what is not ours is left alone");
-        return std::fs::remove_file(&path).expect("removed");
+    let read = |path: &Path| std::fs::read(path).expect("the file is still there");
+    let repaired = || repair(&Interrupted::file(path.clone()));
+    match repaired() {
+        Ok(Outcome::Recovered(_)) => {}
+        Ok(Outcome::Bad(aside)) => {
+            assert!(content.len() < 44 && read(&aside) == content, "what is too short is kept under another name");
+            return std::fs::remove_file(&aside).expect("removed");
+        }
+        Ok(other) => panic!("{other:?}"),
+        Err(_) => {
+            assert_eq!(read(&path), content, "what is not ours is left alone");
+            return std::fs::remove_file(&path).expect("removed");
+        }
     }
+    let after = read(&path);
     let (header, audio) = after.split_first_chunk::<44>().expect("a header");
     let (format, declared) = wav_header::declared(header).expect("a header of ours");
     let held = content.get(44..).expect("only what has a header is repaired");
     assert!(held.starts_with(audio) && held.len() - audio.len() < 4, "{} of {} bytes are kept", audio.len(), held.len());
     assert_eq!((Some(declared), declared % format.frame_bytes()), (u64::try_from(after.len()).ok().map(|bytes| bytes - HEADER_BYTES), 0));
-    assert!(repair(&path).is_ok(), "twice changes nothing");
-    assert_eq!(read(), after);
-    std::fs::remove_file(&path).expect("removed");
+    assert!(matches!(repaired(), Ok(Outcome::Sealed(_))), "it is done once");
+    assert_eq!(read(&path), after);
+    for file in [sidecar::path_of(&path), path] {
+        std::fs::remove_file(file).expect("removed");
+    }
 }
 
 /// Names that strangers chose, cut apart at bytes 255: whatever they are, they name one file in one directory below the audio directory.
