@@ -1,5 +1,6 @@
 //! The composition root: builds every part, and owns the order of starting and stopping.
 
+mod connections;
 mod patience;
 
 use std::io::ErrorKind;
@@ -11,9 +12,9 @@ use std::time::Duration;
 use actix::{Actor, Addr, AsyncContext, Context};
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpServer, web};
-use socket2::{SockRef, TcpKeepalive};
 use tokio::task::JoinHandle;
 
+use self::connections::{connections_with, set_timeouts};
 use self::patience::patiently;
 use crate::actors::buffer::budget::SpoolBudget;
 use crate::actors::egress_starter::{EgressStarter, EgressStarterParams, StopStarting};
@@ -59,8 +60,6 @@ pub const SERVER_ID_LENGTH: usize = 12;
 
 /// A request's head must arrive within this.
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
-/// A peer that acknowledges nothing for this long is gone (`docs/FACTS.md`, F2).
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// When the tracks are sealed, what is left of the connections gets this long.
 const CONNECTIONS_DEADLINE_SECONDS: u64 = 1;
 /// Tracks seal within their own deadlines; this one is for what hangs, so that the process ends within 10 s.
@@ -134,7 +133,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     actix_rt::spawn(keep_measuring(disk));
     let tracks = Arc::new(TrackResources {
         audio_dir: config.storage.audio_dir.clone(),
-        root,
+        root: root.clone(),
         ingest: config.ingest.clone(),
         recording: config.recording.clone(),
         analysis: config.analysis.clone(),
@@ -147,7 +146,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         syncer: Syncer::start().map_err(StartError::Thread)?,
         service: service(&config)?,
     });
-    let shelves = vec![Shelf { format: "wav", media: MediaFormat::Wav, directory: config.storage.audio_dir.clone() }];
+    let shelves = vec![Shelf { format: "wav", media: MediaFormat::Wav, root }];
     let hasher = Hasher::start(store.clone(), shelves).map_err(StartError::Thread)?;
     let registry = launch_vital("registry", SessionRegistry::new(store.clone(), journal.clone(), config.ingest.stall_after));
     replay_into(&registry, journal.clone(), store.clone());
@@ -406,39 +405,4 @@ fn listen(config: &Config, doors: web::Data<Doors>) -> Result<Listening, StartEr
     let server = server.run();
     let handle = server.handle();
     Ok((address, handle, actix_rt::spawn(server)))
-}
-
-/// How many connections each worker can hold and leave descriptors for files: of those that are no track yet, or never will be, there may be many more than
-/// of tracks. Whoever comes then waits in the listening queue, where it costs a live track nothing.
-fn connections_with(descriptors: Option<u64>, workers: usize) -> usize {
-    let Some(all) = descriptors.and_then(|all| usize::try_from(all).ok()) else { return usize::MAX };
-    // An eighth is for files that are being sealed while their tracks go on; the rest of what is kept for database, threads and logs.
-    let kept = all / 8 + 48 + 8 * workers;
-    // A third of what is left is for files, directories and analysis.
-    (all.saturating_sub(kept) * 2 / 3 / workers.max(1)).max(1)
-}
-
-/// A peer that vanishes without a word is found by the kernel: a WebSocket actor cannot, while nobody reads what it writes.
-fn set_timeouts(stream: &actix_web::rt::net::TcpStream) {
-    let socket = SockRef::from(stream);
-    let keepalive = TcpKeepalive::new().with_time(TCP_USER_TIMEOUT).with_interval(TCP_USER_TIMEOUT / 4);
-    let set = socket.set_tcp_keepalive(&keepalive).and_then(|()| socket.set_tcp_nodelay(true));
-    #[cfg(target_os = "linux")]
-    let set = set.and_then(|()| socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT)));
-    if let Err(error) = set {
-        log::warn!("a connection has no time-outs error={error}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn i4_connections_leave_descriptors_for_files() {
-        assert_eq!(connections_with(None, 2), usize::MAX);
-        for (descriptors, workers, each) in [(160, 2, 25), (1_024, 2, 277), (20_000, 2, 5_812), (65_536, 8, 4_769), (64, 4, 1)] {
-            assert_eq!(connections_with(Some(descriptors), workers), each, "{descriptors} for {workers} workers");
-        }
-    }
 }

@@ -83,14 +83,16 @@ async fn s3_nothing_is_written_outside_while_a_meetings_directory_and_a_link_cha
     }
     over.store(true, Relaxed);
     let swaps = swapping.join().unwrap();
-    let all = async || (std::fs::read_dir(&meeting).unwrap().count() == TRACKS as usize).then_some(());
+    let wav = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "wav");
+    let files = || std::fs::read_dir(&meeting).unwrap().map(|entry| entry.unwrap().path()).filter(wav).collect::<Vec<_>>();
+    let all = async || (files().len() == TRACKS as usize).then_some(());
     app.eventually("all have their file", all).await;
     for peer in peers {
         peer.close_and_wait().await;
     }
     assert!(swaps > 100, "{swaps}");
     assert!(tree(&outside) == before, "{:?}", tree(&outside));
-    let files: Vec<PathBuf> = std::fs::read_dir(&meeting).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let files = files();
     assert!(files.len() == TRACKS as usize && files.iter().all(|file| read_wav(file).1 == pcm), "{files:?}");
 }
 
@@ -122,7 +124,7 @@ async fn s3_where_a_sandbox_forbids_the_kernels_way_each_step_is_taken_without_l
         let mut peer = EgressPeer::connect(app.addr, &path(&format!("p{number}"), "RM")).await.unwrap();
         peer.send_pcm(&pcm).await.unwrap();
         peer.close_and_wait().await;
-        assert_eq!(std::fs::read_dir(app.audio_dir().join("RM")).unwrap().count(), number + 1, "{error}");
+        assert_eq!(app.wav_files().len(), number + 1, "{error}");
         let media = app.items("/api/v1/recordings").await[0]["segments"][0]["media"].as_str().unwrap().to_owned();
         assert_eq!(app.get(&media).await.body[44..], pcm[..], "{error}");
         symlink(&outside, app.audio_dir().join(error)).unwrap();

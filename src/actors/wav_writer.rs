@@ -295,9 +295,10 @@ impl Handler<FinishSegment> for WavWriterActor {
         let (format, syncer) = (file.format(), self.params.syncer.clone());
         let frames = format.frames(file.data_bytes());
         let first = self.params.taken.fetch_add(frames_taken(frames, &gaps), Relaxed);
+        let name = file.relative_path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let origin = Origin {
             name: self.params.name.clone(),
-            file: file.relative_path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            file: name.clone(),
             format: MediaFormat::Wav,
             started_at: file.started_at(),
             mute_spans: muted_in_file(&msg.mute_spans, first, frames, &gaps),
@@ -311,15 +312,15 @@ impl Handler<FinishSegment> for WavWriterActor {
         let bytes = frames * format.frame_bytes();
         let mut closed =
             ClosedSegment { id: self.params.id.clone(), format, frames, bytes, ended_at: self.params.clock.now(), reason: msg.reason, gaps, seal };
-        let path = self.params.root.path().join(file.relative_path());
+        let directory = file.directory();
         let mut failed = closed.clone();
         let sealed = spawn_blocking(move || {
             // No repair may come between the file's end and its sidecar.
             let held = file.held();
             let sealed = file.seal(&syncer)?;
             (closed.frames, closed.bytes) = (sealed.frames, sealed.bytes);
-            if let Err(error) = sidecar_of(&closed, origin).write(&path) {
-                log::error!("a finished file has no sidecar yet path={path:?} error={error}");
+            if let Err(error) = sidecar_of(&closed, origin).write_in(&directory, &name) {
+                log::error!("a finished file has no sidecar yet file={name:?} error={error}");
             }
             drop(held);
             Ok::<_, io::Error>((sealed, closed))

@@ -303,12 +303,13 @@ impl StreamHandler<Result<Message, ProtocolError>> for EgressSocket {
             return;
         }
         match item {
-            // The guard has collected the audio and says so by an empty message.
-            Ok(Message::Binary(_)) => self.flush(ctx),
+            // The guard collects what is binary.
+            Ok(Message::Binary(_) | Message::Nop) => {}
             Ok(Message::Text(text)) => self.on_text(&text, ctx),
             Ok(Message::Ping(payload)) => ctx.pong(&payload),
-            // LiveKit answers every ping with the payload `pong`: what it says is a sign of life and no more.
-            Ok(Message::Pong(_) | Message::Nop) => {}
+            // The guard's word that a batch is there, or the peer's, which is a sign of life and no more.
+            Ok(Message::Pong(_)) if self.intake.is_full() || self.intake.is_due() => self.flush(ctx),
+            Ok(Message::Pong(_)) => {}
             Ok(Message::Continuation(item)) => self.on_fragment(item, ctx),
             Ok(Message::Close(reason)) => self.finish(EndReason::Closed, reason, ctx),
             // The guard's word, or a text that is not UTF-8.

@@ -10,8 +10,9 @@ use crate::recording::disk::{Disk, Look};
 
 /// How long the disk may take to answer.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// Askers within this share one answer.
+/// Askers within this share one answer, or a shorter time if it is a bad one: what was in the way may be gone, as a lack of descriptors is.
 const FRESH: Duration = Duration::from_secs(1);
+const FRESH_PROBLEM: Duration = Duration::from_millis(100);
 /// How often the room on the disk is measured.
 const MEASURED_EVERY: Duration = Duration::from_secs(1);
 
@@ -42,7 +43,7 @@ impl Storage {
     pub async fn look(&self) -> Look {
         let mut last = self.last.lock().await;
         if let Some((at, look)) = &last.known
-            && at.elapsed() < FRESH
+            && at.elapsed() < if look.problem.is_none() { FRESH } else { FRESH_PROBLEM }
         {
             return look.clone();
         }

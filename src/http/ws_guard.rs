@@ -96,7 +96,7 @@ impl<S> WsGuard<S> {
         }
     }
 
-    /// Collects the audio of whole binary messages in `intake`, and hands over an empty one when there is a batch to take. Whoever is handed another
+    /// Collects the audio of whole binary messages in `intake`, and hands over a pong when there is a batch to take. Whoever is handed another
     /// frame takes what has been collected first.
     pub fn collecting_in(mut self, intake: Rc<Intake>) -> Self {
         self.intake = Some(intake);
@@ -161,8 +161,8 @@ impl<S> WsGuard<S> {
     }
 }
 
-/// An empty binary message.
-const BATCH_IS_THERE: &[u8] = &[0x82, 0x80, 0, 0, 0, 0];
+/// A pong, which may come between the fragments of a message too.
+const BATCH_IS_THERE: &[u8] = &[0x8a, 0x80, 0, 0, 0, 0];
 
 impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> WsGuard<S> {
     /// Takes every frame that is there, up to one that the actor must see; `None` when more bytes are needed or the sender has to wait.
@@ -409,5 +409,46 @@ mod tests {
         while guard.next().await.is_some() {}
         let took = start.elapsed().as_secs_f64();
         assert!((1.9..2.3).contains(&took), "{took} s");
+    }
+
+    /// A guard that collects, and what it was given; the frames that an adapter would see, with the audio that it takes at each pong.
+    async fn collected(pieces: Vec<Vec<u8>>) -> (Vec<u8>, Vec<Bytes>) {
+        let stats = std::sync::Arc::new(crate::actors::stats::TrackStats::new(crate::audio::format::PcmFormat::LIVEKIT, std::sync::Arc::default()));
+        let intake = Intake::new(crate::audio::format::PcmFormat::LIVEKIT, stats, crate::clock::Clock::start(), None);
+        let inner = stream::iter(pieces.into_iter().map(|piece| Ok(Bytes::from(piece))));
+        let mut guard = WsGuard::new(inner, LIMITS, Rc::default()).collecting_in(Rc::clone(&intake));
+        let (mut audio, mut frames) = (Vec::new(), Vec::new());
+        while let Some(Ok(frame)) = guard.next().await {
+            if frame != BATCH_IS_THERE {
+                frames.push(frame);
+            }
+            audio.extend(intake.take().map(|batch| batch.audio).unwrap_or_default());
+        }
+        audio.extend(intake.take().map(|batch| batch.audio).unwrap_or_default());
+        (audio, frames)
+    }
+
+    #[actix_rt::test]
+    async fn audio_is_collected_however_it_was_cut_and_everything_else_handed_over() {
+        let plain: Vec<u8> = (0..40 * 1_920).map(|at| (at * 31 % 251) as u8).collect();
+        let mask = [1, 2, 3, 4];
+        let masked = |part: &[u8]| -> Vec<u8> {
+            let payload = part.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
+            frame(true, BINARY, part.len())[..8].iter().copied().chain(payload).collect()
+        };
+        let others = [frame(true, TEXT, 14), frame(false, BINARY, 700), frame(true, PING, 4), frame(true, CONTINUATION, 90), frame(true, CLOSE, 0)];
+        let (early, late) = plain.split_at(17 * 1_920);
+        let whole = [
+            early.chunks(1_920).map(masked).collect::<Vec<_>>().concat(),
+            others[..4].concat(),
+            late.chunks(1_920).map(masked).collect::<Vec<_>>().concat(),
+            others[4].clone(),
+        ]
+        .concat();
+        for size in [1, 7, 1_000, 1_928, 30_000, whole.len()] {
+            let (audio, frames) = collected(whole.chunks(size).map(<[u8]>::to_vec).collect()).await;
+            assert!(audio == plain, "in pieces of {size}: {} bytes", audio.len());
+            assert_eq!(frames, others, "in pieces of {size}");
+        }
     }
 }

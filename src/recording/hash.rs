@@ -1,14 +1,11 @@
 //! The SHA-256 of a file, whatever its size, with little memory.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rustix::fs::{Advice, fadvise};
 use sha2::{Digest, Sha256};
-
-use super::sidecar::no_follow;
 
 /// What is read at once.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -26,8 +23,7 @@ pub struct Hashed {
 ///
 /// # Errors
 /// What the file system says.
-pub fn sha256_of(path: &Path, stop: &AtomicBool) -> io::Result<Option<Hashed>> {
-    let mut file = no_follow(OpenOptions::new().read(true)).open(path)?;
+pub fn sha256_of(mut file: File, stop: &AtomicBool) -> io::Result<Option<Hashed>> {
     let mut digest = Sha256::new();
     let mut piece = vec![0; PIECE_BYTES];
     let (mut bytes, mut kept) = (0, 0);
@@ -65,6 +61,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("x");
         let go = AtomicBool::new(false);
+        let open = || File::open(&path).expect("a file");
         for (content, sha256) in [
             (Vec::new(), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
             (b"abc".to_vec(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
@@ -73,8 +70,8 @@ mod tests {
         ] {
             std::fs::write(&path, &content).expect("written");
             let hashed = Hashed { sha256: sha256.to_owned(), bytes: content.len() as u64 };
-            assert_eq!(sha256_of(&path, &go).expect("read"), Some(hashed));
+            assert_eq!(sha256_of(open(), &go).expect("read"), Some(hashed));
         }
-        assert_eq!(sha256_of(&path, &AtomicBool::new(true)).expect("no fault"), None);
+        assert_eq!(sha256_of(open(), &AtomicBool::new(true)).expect("no fault"), None);
     }
 }

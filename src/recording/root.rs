@@ -35,7 +35,7 @@ struct Inner {
 }
 
 /// An open directory beneath a [`Root`]. Names in it are single ones.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Directory(Arc<File>);
 
 impl Root {
@@ -178,6 +178,22 @@ impl Directory {
     /// What the file system says; [`io::ErrorKind::AlreadyExists`] for anything under that name.
     pub fn create_new(&self, name: &str) -> io::Result<File> {
         open_beneath(&self.0, single(name)?, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)
+    }
+
+    /// Opens a file for reading.
+    ///
+    /// # Errors
+    /// What the file system says; also for a link.
+    pub fn open_file(&self, name: &str) -> io::Result<File> {
+        open_beneath(&self.0, single(name)?, OFlags::RDONLY)
+    }
+
+    /// Makes a file, or empties the one that is there, for writing.
+    ///
+    /// # Errors
+    /// What the file system says; also for a link.
+    pub fn create_over(&self, name: &str) -> io::Result<File> {
+        open_beneath(&self.0, single(name)?, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)
     }
 
     /// Gives a finished file its name, which must be free.

@@ -13,6 +13,7 @@ use chrono::{DateTime, Utc};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+use super::root::Directory;
 use crate::audio::format::PcmFormat;
 use crate::ids::SegmentId;
 
@@ -113,16 +114,33 @@ impl Sidecar {
         publish(media)
     }
 
+    /// The same for a file of an opened directory, whatever its path means by now.
+    ///
+    /// # Errors
+    /// As [`Sidecar::write`].
+    pub fn write_in(&self, directory: &Directory, file: &str) -> io::Result<()> {
+        let draft = format!(".{file}.json.new");
+        let mut drafted = directory.create_over(&draft)?;
+        drafted.write_all(&self.text()?)?;
+        drafted.sync_all()?;
+        directory.rename_over(&draft, &format!("{file}.json"))?;
+        directory.sync()
+    }
+
+    fn text(&self) -> io::Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        Ok(text)
+    }
+
     /// The first half of [`Sidecar::write`]: under a temporary name, and not synced.
     ///
     /// # Errors
     /// What the file system says.
     pub fn draft(&self, media: &Path) -> io::Result<File> {
-        let mut text = serde_json::to_vec_pretty(self)?;
-        text.push(b'\n');
         let mut options = OpenOptions::new();
         let mut file = no_follow(options.write(true).create(true).truncate(true).mode(0o640)).open(draft_of(media))?;
-        file.write_all(&text)?;
+        file.write_all(&self.text()?)?;
         Ok(file)
     }
 

@@ -4,8 +4,9 @@
 //! restart goes on where it was; files that the database does not know are looked for at the start. A sidecar that is missing, because the disk was full when its file was sealed, is made of the row.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use crate::ids::SegmentId;
 use crate::recording::hash::sha256_of;
 use crate::recording::path::below;
 use crate::recording::repair::look;
+use crate::recording::root::Root;
 use crate::recording::sidecar::{MediaFormat, Sidecar};
 
 /// Rows that are read at once.
@@ -36,7 +38,7 @@ pub struct Shelf {
     /// As rows name it.
     pub format: &'static str,
     pub media: MediaFormat,
-    pub directory: PathBuf,
+    pub root: Root,
 }
 
 /// The thread's handle. It ends with [`Hasher::stop`], or with the process.
@@ -131,20 +133,26 @@ impl Worker {
     /// The digest, when the sidecar has it. `None` when told to stop.
     fn hash(&self, row: SegmentInContext) -> io::Result<Option<String>> {
         let shelf = self.shelves.iter().find(|shelf| shelf.format == row.segment.format).ok_or(io::ErrorKind::NotFound)?;
-        let path = below(&shelf.directory, &row.segment.path).ok_or(io::ErrorKind::InvalidInput)?;
+        let path = below(shelf.root.path(), &row.segment.path).ok_or(io::ErrorKind::InvalidInput)?;
         let sidecar = match Sidecar::read(&path)? {
             // Killed before the row had it.
             Some(Sidecar { sha256: Some(sha256), .. }) => return Ok(Some(sha256)),
             Some(sidecar) => sidecar,
             None => by_row(row, shelf.media)?,
         };
-        self.complete(&path, sidecar)
+        self.complete(shelf, &path, sidecar)
     }
 
-    fn complete(&self, path: &Path, sidecar: Sidecar) -> io::Result<Option<String>> {
+    /// The digest goes into the sidecar, both beneath the shelf: no link leads anywhere else.
+    fn complete(&self, shelf: &Shelf, path: &Path, sidecar: Sidecar) -> io::Result<Option<String>> {
         let started = Instant::now();
-        let Some(hashed) = sha256_of(path, &self.stop)? else { return Ok(None) };
-        Sidecar { sha256: Some(hashed.sha256.clone()), ..sidecar }.write(path)?;
+        let relative = path.strip_prefix(shelf.root.path()).unwrap_or(path);
+        let (Some(parent), Some(name)) = (relative.parent(), relative.file_name().and_then(OsStr::to_str)) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let directory = shelf.root.directory(parent)?;
+        let Some(hashed) = sha256_of(directory.open_file(name)?, &self.stop)? else { return Ok(None) };
+        Sidecar { sha256: Some(hashed.sha256.clone()), ..sidecar }.write_in(&directory, name)?;
         log::debug!("hashed a finished file path={path:?} bytes={} took_ms={}", hashed.bytes, started.elapsed().as_millis());
         Ok(Some(hashed.sha256))
     }
@@ -152,13 +160,13 @@ impl Worker {
     /// Finished files that the database does not know: found once, by looking.
     async fn strays(&self) -> Result<(), DbError> {
         for shelf in self.shelves.iter().filter(|shelf| shelf.media == MediaFormat::Wav) {
-            let relative = |path: &Path| path.strip_prefix(&shelf.directory).unwrap_or(path).to_string_lossy().into_owned();
-            for paths in look(&shelf.directory).sealed.chunks(ASKED) {
+            let relative = |path: &Path| path.strip_prefix(shelf.root.path()).unwrap_or(path).to_string_lossy().into_owned();
+            for paths in look(shelf.root.path()).sealed.chunks(ASKED) {
                 let names: Vec<String> = paths.iter().map(|path| relative(path)).collect();
                 let known: HashSet<String> = self.store.paths_with_rows(shelf.format, names).await?.into_iter().collect();
                 for path in paths.iter().filter(|path| !known.contains(&relative(path))) {
                     let sidecar = Sidecar::read(path).map(|sidecar| sidecar.filter(|sidecar| sidecar.sha256.is_none()));
-                    let hashed = sidecar.and_then(|sidecar| sidecar.map_or(Ok(None), |sidecar| self.complete(path, sidecar)));
+                    let hashed = sidecar.and_then(|sidecar| sidecar.map_or(Ok(None), |sidecar| self.complete(shelf, path, sidecar)));
                     if let Err(error) = hashed {
                         log::warn!("a finished file cannot be hashed path={path:?} error={error}");
                     }

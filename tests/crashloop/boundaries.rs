@@ -75,7 +75,7 @@ async fn boundaries() -> Option<BTreeSet<Boundary>> {
             };
             let count = counts.entry((thread.to_owned(), name.to_owned())).or_default();
             *count += 1;
-            if arguments.contains("storage/egress/audio") && !arguments.contains("/.probe-") {
+            if arguments.contains("storage/egress/audio") && !arguments.contains(".probe-") {
                 found.insert((from, name.to_owned(), *count));
             }
         }

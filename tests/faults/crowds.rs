@@ -182,7 +182,7 @@ async fn i4_a_crowd_takes_no_descriptor_that_the_next_segment_of_a_live_track_ne
     }
     let app = TestApp::builder().open().env("LIVE_MEETING__RECORDING__SEGMENT_DURATION", "1s");
     let app = app.by_way_of(&["prlimit", "--nofile=160:160"]).start().await;
-    app.logged("connections are limited by open files each_worker=19").await;
+    app.logged("connections are limited by open files each_worker=25").await;
     let speakers = Speakers::start(&app).await;
     let mut crowd = Vec::new();
     for number in 0..200 {

@@ -237,7 +237,7 @@ async fn f11_a_file_at_its_limit_is_followed_by_the_next_with_the_same_audio() {
     answer.send(appended(400)).expect("awaited");
     bench.next().await.1.send(appended(800)).expect("awaited");
     bench.buffer.send(FinishBuffer).await.expect("drained");
-    assert_eq!(bench.heard(), ["full 0"], "a rotation, and no failure");
+    assert_eq!(bench.heard(), ["Rotated 0"], "a rotation, and no failure");
 }
 
 #[actix_rt::test]
