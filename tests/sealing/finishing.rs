@@ -149,7 +149,7 @@ async fn d8_the_sidecar_comes_after_the_file_and_its_name_have_reached_the_disk(
     }
     let (_, _, stopped) = TestApp::builder().open().start().await.terminate().await;
     let dir = stopped.dir;
-    let args = "-y -o calls -e trace=fsync,fdatasync,rename,renameat2".split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let args = "-y -o calls -e trace=fsync,fdatasync,renameat,renameat2".split(' ').map(str::to_owned).collect::<Vec<_>>();
     let mut server = Traced::start(dir.path(), &args);
     let Start::Listening(address) = server.started().await else { panic!("it died") };
     record(&address, &counter_pcm(4_800, 1)).await;
@@ -167,9 +167,9 @@ async fn d8_the_sidecar_comes_after_the_file_and_its_name_have_reached_the_disk(
     let file_synced = line("the file's sync", named, &|line| is_sync(line, &wav));
     let name_synced = line("the directory's sync", file_synced, &|line| is_sync(line, &room));
     let draft_synced = line("the draft's sync", name_synced, &|line| is_sync(line, &format!("{room}/.{file}.json.new")));
-    let published = line("the sidecar's name", draft_synced, &|line| line.contains("rename(") && line.contains(".json.new"));
+    let published = line("the sidecar's name", draft_synced, &|line| line.contains("renameat(") && line.contains(".json.new"));
     line("the last sync", published, &|line| is_sync(line, &room));
-    let first = line("a sidecar", 0, &|line| line.contains("rename(") && line.contains(".json.new"));
+    let first = line("a sidecar", 0, &|line| line.contains("renameat(") && line.contains(".json.new"));
     assert_eq!(first, published, "{calls}");
 }
 
@@ -180,7 +180,7 @@ async fn d8_a_server_that_is_killed_at_any_step_of_finishing_leaves_no_sidecar_o
     }
     let pcm = counter_pcm(4_800, 1);
     let mut left = Vec::new();
-    for (call, when) in [("fsync", 1), ("fsync", 2), ("fsync", 3), ("rename", 1), ("fsync", 4), ("fsync", 5), ("rename", 2)] {
+    for (call, when) in [("fsync", 1), ("fsync", 2), ("fsync", 3), ("renameat", 1), ("fsync", 4), ("fsync", 5), ("renameat", 2)] {
         let (_, _, stopped) = TestApp::builder().open().start().await.terminate().await;
         let dir = stopped.dir.path();
         let inject = format!("-o /dev/null -e trace={call} -e inject={call}:signal=SIGKILL:when={when}");
