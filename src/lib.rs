@@ -29,6 +29,7 @@ pub mod http;
 pub mod actors;
 pub mod audio;
 pub mod session;
+pub mod video;
 
 pub mod recording;
 pub mod sealing;

@@ -21,6 +21,9 @@ impl PcmFormat {
     /// What LiveKit's track egress sends, whatever was published (livekit/egress v1.14.1, `pkg/pipeline/builder/audio.go`).
     pub const LIVEKIT: Self = Self { sample_rate: 48_000, channels: 2 };
 
+    /// Of a file that holds no PCM, but video.
+    pub const NONE: Self = Self { sample_rate: 0, channels: 0 };
+
     /// Bytes of one frame, 2 or 4.
     pub fn frame_bytes(self) -> u64 {
         SAMPLE_BYTES * u64::from(self.channels)
@@ -33,7 +36,7 @@ impl PcmFormat {
 
     /// The whole frames in `bytes`.
     pub fn frames(self, bytes: u64) -> u64 {
-        bytes / self.frame_bytes()
+        bytes.checked_div(self.frame_bytes()).unwrap_or(0)
     }
 
     /// The bytes of the whole frames that fit in `span`.

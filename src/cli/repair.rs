@@ -11,18 +11,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{environment, start_logging};
 use crate::audio::format::PcmFormat;
 use crate::recording::repair::{Adopted, Found, Interrupted, Mode, Outcome, adopt, look, repair_all};
-use crate::recording::sidecar::Sidecar;
+use crate::recording::sidecar::{MediaFormat, Sidecar};
 
 /// Needs neither server nor database.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_long_help = "A recording without its sidecar (NAME.wav.json) was interrupted: its header is made to say its true length, and it gets a sidecar.\nFinished recordings are not touched, nor is what a running server writes; nothing is deleted. Exits with 1 if a file could not be repaired."
+    after_long_help = "A recording without its sidecar (NAME.wav.json, .ivf.json, .h264.json) was interrupted: its header is made to say its true length, and it gets a sidecar.\nFinished recordings are not touched, nor is what a running server writes; nothing is deleted. Exits with 1 if a file could not be repaired."
 )]
 pub struct RepairArgs {
     /// Say what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Where recordings are, such as storage/egress/audio
+    /// Where recordings are, such as storage/egress/audio or storage/egress
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 }
@@ -97,8 +97,13 @@ fn recovered(sidecar: &Sidecar, mode: Mode) -> String {
 }
 
 fn length(sidecar: &Sidecar) -> String {
-    let format = sidecar.pcm_format().unwrap_or(PcmFormat::LIVEKIT);
-    format!("{:.2} s", format.duration_of_frames(sidecar.frames).as_secs_f64())
+    match sidecar.format {
+        MediaFormat::Wav => {
+            let format = sidecar.pcm_format().unwrap_or(PcmFormat::LIVEKIT);
+            format!("{:.2} s", format.duration_of_frames(sidecar.frames).as_secs_f64())
+        }
+        MediaFormat::H264 | MediaFormat::Ivf => format!("{} pictures", sidecar.frames),
+    }
 }
 
 fn table(rows: &[Row]) -> Table {

@@ -1,7 +1,8 @@
-//! Bytes to disk: names that no sender can abuse, and files that are valid WAV at every instant.
+//! Bytes to disk: names that no sender can abuse, and files that are valid at every instant: WAV, H.264 and IVF.
 
 pub mod disk;
 pub mod hash;
+pub mod ivf;
 pub mod joined;
 pub mod lock;
 pub mod path;
@@ -12,4 +13,6 @@ pub mod segment_file;
 pub mod segment_reader;
 pub mod sidecar;
 pub mod syncer;
+pub mod video_file;
+pub mod video_stream;
 pub mod wav_header;

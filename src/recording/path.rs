@@ -1,11 +1,13 @@
 //! File names made of names that strangers chose.
 //!
-//! `<audio dir>/<meetingId>/<timestamp>_<room>_<participant>_<track>.wav`. Every part goes through [`safe_part`]; nothing else reaches a path.
+//! `<audio dir>/<meetingId>/<timestamp>_<room>_<participant>_<track>.wav`, and below the video directory the same with `.h264` or `.ivf`. Every part goes through [`safe_part`]; nothing else reaches a path.
 
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
+
+use crate::video::codec::Container;
 
 /// The longest part of a name in bytes. Four of them and a time stamp stay below the 255 bytes of common file systems.
 const PART_BYTES: usize = 48;
@@ -29,10 +31,14 @@ impl SegmentName {
 
     /// The file's path, relative to the audio directory. `time` is that of the first sample.
     pub fn file(&self, time: DateTime<Utc>) -> PathBuf {
+        self.file_of(time, Container::Wav)
+    }
+
+    /// The path of a file of any kind, relative to its directory. `time` is that of the first sample or picture.
+    pub fn file_of(&self, time: DateTime<Utc>, container: Container) -> PathBuf {
         let part = |text: &Option<String>| safe_part(text.as_deref());
-        let name =
-            format!("{}_{}_{}_{}.wav", time.format("%Y%m%dT%H%M%S%.3fZ"), safe_part(Some(&self.room)), part(&self.participant), part(&self.track));
-        self.directory().join(name)
+        let (time, room, extension) = (time.format("%Y%m%dT%H%M%S%.3fZ"), safe_part(Some(&self.room)), container.as_str());
+        self.directory().join(format!("{time}_{room}_{}_{}.{extension}", part(&self.participant), part(&self.track)))
     }
 }
 

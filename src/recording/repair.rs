@@ -4,22 +4,23 @@
 //! found out before anything changed is kept in the sidecar's draft, since the file's own time is the repair's afterwards. Nothing is deleted.
 
 mod batch;
+mod measured;
 mod walk;
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 
+use self::measured::Measured;
 use super::lock;
 use super::root::rename_without_replacing;
-use super::sidecar::{self, MediaFormat, Sidecar, no_follow};
-use super::wav_header::{self, HEADER_BYTES};
+use super::sidecar::{self, Sidecar, no_follow};
 use crate::audio::format::PcmFormat;
 use crate::ids::SegmentId;
+use crate::video::codec::Container;
 
 pub use batch::repair_all;
 pub use walk::{Adopted, Found, adopt, look};
@@ -112,7 +113,7 @@ struct Unsynced {
     sidecar: Box<Sidecar>,
 }
 
-/// Declares every whole frame that the file holds and cuts off a torn one.
+/// Declares every whole frame, or picture, that the file holds and cuts off a torn one.
 fn mend(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) -> io::Result<Mended> {
     let path = &interrupted.path;
     let file = no_follow(OpenOptions::new().read(true).write(mode == Mode::Repair)).open(path)?;
@@ -127,16 +128,12 @@ fn mend(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) ->
     if let Some(sealed) = Sidecar::read(path)? {
         return Ok(Mended::Ready(Outcome::Sealed(Box::new(sealed))));
     }
-    let Some(data) = metadata.len().checked_sub(HEADER_BYTES) else {
+    let container = Container::of(path);
+    if metadata.len() < Measured::least_bytes(container) {
         return Ok(Mended::Ready(Outcome::Bad(set_aside(path, mode)?)));
-    };
-    let mut header = [0; 44];
-    file.read_exact_at(&mut header, 0)?;
-    let known = interrupted.format.filter(|_| header == [0; 44]);
-    let format = wav_header::format_of(&header).or(known).ok_or_else(|| invalid("the header is not one of ours"))?;
-    let frames = format.frames(data.min(wav_header::MAX_DATA_BYTES));
-    let bytes = frames * format.frame_bytes();
-    let sidecar = Box::new(describe(interrupted, format, frames, metadata.modified()?, booted_at));
+    }
+    let measured = Measured::of(&file, container, interrupted.format)?;
+    let sidecar = Box::new(describe(interrupted, &measured, metadata.modified()?, booted_at));
     if mode == Mode::DryRun {
         return Ok(Mended::Ready(Outcome::Recovered(sidecar)));
     }
@@ -145,27 +142,20 @@ fn mend(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) ->
         Some(same) if same == *sidecar => File::open(sidecar::draft_of(path))?,
         Some(_) | None => sidecar.draft(path)?,
     };
-    // What lies past the longest file that a header can declare is audio too, and stays.
-    if data < bytes + format.frame_bytes() {
-        file.set_len(HEADER_BYTES + bytes)?;
-    }
-    let whole = wav_header::encode(format, bytes);
-    if header != whole {
-        file.write_all_at(&whole, 0)?;
-    }
+    measured.mend(&file)?;
     Ok(Mended::Unsynced(Unsynced { file, draft, sidecar }))
 }
 
-fn describe(interrupted: &Interrupted, format: PcmFormat, frames: u64, modified: SystemTime, booted_at: Option<SystemTime>) -> Sidecar {
+fn describe(interrupted: &Interrupted, measured: &Measured, modified: SystemTime, booted_at: Option<SystemTime>) -> Sidecar {
     let path = &interrupted.path;
-    let length = format.duration_of_frames(frames);
+    let (frames, pcm, size) = (measured.frames, measured.pcm, measured.dimensions);
     // An earlier repair that was killed may have written to the file: what it had found out counts.
     let earlier = Sidecar::read_draft(path).filter(|earlier| earlier.recovered && earlier.frames == frames);
     let survived = booted_at.is_some_and(|booted_at| modified >= booted_at);
-    let tail = if survived { Duration::ZERO } else { UNSYNCED.min(length) };
+    let tail = if survived { Duration::ZERO } else { UNSYNCED.min(measured.length.unwrap_or(UNSYNCED)) };
     let ended_at = earlier.as_ref().map_or_else(|| DateTime::from(modified), |earlier| earlier.ended_at);
     let started_at = interrupted.started_at.or_else(|| named_time(path));
-    let started_at = started_at.unwrap_or_else(|| ended_at - TimeDelta::from_std(length).unwrap_or_default());
+    let started_at = started_at.unwrap_or_else(|| ended_at - TimeDelta::from_std(measured.length.unwrap_or_default()).unwrap_or_default());
     let session_offset = interrupted.session_started_at.map(|session| (started_at - session).num_milliseconds());
     Sidecar {
         version: sidecar::VERSION,
@@ -175,13 +165,13 @@ fn describe(interrupted: &Interrupted, format: PcmFormat, frames: u64, modified:
         room_name: interrupted.room_name.clone(),
         participant: interrupted.participant.clone(),
         track_sid: interrupted.track_sid.clone(),
-        format: MediaFormat::Wav,
-        sample_rate: Some(format.sample_rate),
-        channels: Some(format.channels),
-        width: None,
-        height: None,
+        format: measured.format,
+        sample_rate: pcm.map(|format| format.sample_rate),
+        channels: pcm.map(|format| format.channels),
+        width: size.map(|size| size.width),
+        height: size.map(|size| size.height),
         frames,
-        bytes: frames * format.frame_bytes(),
+        bytes: measured.bytes,
         started_at,
         ended_at,
         session_offset_ms: session_offset,
@@ -202,7 +192,7 @@ fn named_time(path: &Path) -> Option<DateTime<Utc>> {
     NaiveDateTime::parse_from_str(name.get(..20)?, "%Y%m%dT%H%M%S%.3fZ").ok().map(|time| time.and_utc())
 }
 
-/// Gives a file that holds nothing another name, behind which nobody looks for a WAV file.
+/// Gives a file that holds nothing another name, behind which nobody looks for a recording.
 fn set_aside(path: &Path, mode: Mode) -> io::Result<PathBuf> {
     for number in 0..1_000 {
         let mut name = path.as_os_str().to_owned();

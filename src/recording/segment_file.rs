@@ -94,16 +94,7 @@ impl SegmentFile {
         let watched = syncer.watch(Arc::clone(&file))?;
         let mut segment =
             Self { file, watched, directory, relative: PathBuf::new(), started_at: time, format, data_bytes: 0, file_bytes: 0, moved: None };
-        let made = segment.append(first).and_then(|()| {
-            (0..1000)
-                .map(|bump| name.file(time + TimeDelta::milliseconds(bump)))
-                .find_map(|relative| match segment.directory.rename_new(&unfinished, &file_name(&relative)) {
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
-                    Err(error) => Some(Err(error)),
-                    Ok(()) => Some(Ok(relative)),
-                })
-                .unwrap_or_else(|| Err(io::ErrorKind::AlreadyExists.into()))
-        });
+        let made = segment.append(first).and_then(|()| give_name(&segment.directory, &unfinished, time, |time| name.file(time)));
         match made {
             Ok(relative) => {
                 segment.relative = relative;
@@ -279,6 +270,23 @@ fn fill_with_zeros(file: &File, start: u64, bytes: u64) -> io::Result<()> {
         }
         outcome => Ok(outcome?),
     }
+}
+
+/// Gives a file that is made its name, never in the place of another: where the name is taken, the time stamp moves on by a millisecond.
+pub(super) fn give_name(
+    directory: &Directory,
+    unfinished: &str,
+    time: DateTime<Utc>,
+    name: impl Fn(DateTime<Utc>) -> PathBuf,
+) -> io::Result<PathBuf> {
+    (0..1000)
+        .map(|bump| name(time + TimeDelta::milliseconds(bump)))
+        .find_map(|relative| match directory.rename_new(unfinished, &file_name(&relative)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
+            Err(error) => Some(Err(error)),
+            Ok(()) => Some(Ok(relative)),
+        })
+        .unwrap_or_else(|| Err(io::ErrorKind::AlreadyExists.into()))
 }
 
 /// The last part of a segment's path, which is ASCII.

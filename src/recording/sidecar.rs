@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::root::Directory;
 use crate::audio::format::PcmFormat;
 use crate::ids::SegmentId;
+use crate::video::codec::Container;
 
 /// Of the members' meaning. A member may come without it changing.
 pub const VERSION: u32 = 1;
@@ -27,6 +28,16 @@ pub enum MediaFormat {
     Wav,
     H264,
     Ivf,
+}
+
+impl From<Container> for MediaFormat {
+    fn from(container: Container) -> Self {
+        match container {
+            Container::Wav => Self::Wav,
+            Container::H264 => Self::H264,
+            Container::Ivf => Self::Ivf,
+        }
+    }
 }
 
 /// What is known of a finished file. What nobody knows is null.

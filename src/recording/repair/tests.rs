@@ -2,6 +2,8 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::*;
+use crate::recording::sidecar::MediaFormat;
+use crate::recording::wav_header;
 
 const FORMAT: PcmFormat = PcmFormat::LIVEKIT;
 
@@ -11,6 +13,11 @@ fn header(riff: u32, data: u32) -> Vec<u8> {
     header[4..8].copy_from_slice(&riff.to_le_bytes());
     header[40..44].copy_from_slice(&data.to_le_bytes());
     header
+}
+
+fn sound(frames: u64) -> Measured {
+    let (length, bytes) = (Some(FORMAT.duration_of_frames(frames)), frames * FORMAT.frame_bytes());
+    Measured { format: MediaFormat::Wav, pcm: Some(FORMAT), dimensions: None, frames, bytes, length, header: None, cut: None }
 }
 
 fn noise(bytes: usize) -> Vec<u8> {
@@ -130,7 +137,7 @@ fn audio_past_the_longest_header_is_not_cut_off() {
 fn a_tail_is_doubted_only_if_the_machine_was_started_since() {
     let second = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     let interrupted = Interrupted::file("/none/x.wav".into());
-    let tail = |frames, booted| describe(&interrupted, FORMAT, frames, second(100), booted).tail_unverified_ms;
+    let tail = |frames, booted| describe(&interrupted, &sound(frames), second(100), booted).tail_unverified_ms;
     assert_eq!(tail(480_000, Some(second(50))), 0, "the page cache was not lost");
     assert_eq!(tail(480_000, Some(second(101))), 2_000);
     assert_eq!(tail(48_000, Some(second(101))), 1_000, "not more than there is");
@@ -184,21 +191,31 @@ fn links_are_not_followed() {
 }
 
 #[test]
-fn a_segment_in_its_first_moment_gets_a_name_if_it_holds_audio() {
+fn a_segment_in_its_first_moment_gets_a_name_if_it_holds_anything() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = |name: &str, content: &[u8]| std::fs::write(dir.path().join(name), content).expect("written");
     file(".a.new", &[header(36, 0), noise(400)].concat());
     file(".b.new", b"");
     file(".c.new", &[vec![0; 44], noise(400)].concat());
     file(".x.wav.json.new", b"{");
+    file(
+        ".y.new",
+        &[&b"DKIF\0\0\x20\0VP80\x80\x02\x68\x01\xe8\x03\0\0\x01\0\0\0\0\0\0\0\0\0\0\0"[..], &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 7]].concat(),
+    );
+    file(".z.new", &[0, 0, 0, 1, 0x65, 0x88]);
     let found = look(dir.path());
-    assert_eq!((found.unfinished.len(), found.unsealed.len()), (3, 0));
+    assert_eq!((found.unfinished.len(), found.unsealed.len()), (5, 0));
     let adopted: Vec<Adopted> = found.unfinished.iter().map(|path| adopt(path, Mode::Repair).expect("no fault")).collect();
     let Adopted::Named(named) = &adopted[0] else { panic!("{adopted:?}") };
     assert!(named.to_string_lossy().ends_with("Z_unfinished_a.wav"), "{named:?}");
-    assert_eq!(adopted[1..], [Adopted::Left, Adopted::Left]);
+    assert_eq!(adopted[1..3], [Adopted::Left, Adopted::Left]);
+    for (adopted, kind) in adopted[3..].iter().zip(["ivf", "h264"]) {
+        let Adopted::Named(named) = adopted else { panic!("{adopted:?}") };
+        assert_eq!(named.extension(), Some(std::ffi::OsStr::new(kind)));
+        assert_eq!(recovered(repair(&Interrupted::file(named.clone())).expect("repaired")).frames, 1);
+    }
     assert_eq!(recovered(repair(&Interrupted::file(named.clone())).expect("repaired")).frames, 100);
-    assert_eq!(names(dir.path()).len(), 5, "nothing is deleted");
+    assert_eq!(names(dir.path()).len(), 9, "nothing is deleted");
 }
 
 #[test]
