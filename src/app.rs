@@ -2,8 +2,8 @@
 
 mod connections;
 mod patience;
+mod storage;
 
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use self::connections::{connections_with, set_timeouts};
 use self::patience::patiently;
+use self::storage::{directory, disk, shelves};
 use crate::actors::buffer::budget::SpoolBudget;
 use crate::actors::egress_starter::{EgressStarter, EgressStarterParams, StopStarting};
 use crate::actors::reconciler::{Reconciler, ReconcilerParams};
@@ -33,7 +34,7 @@ use crate::db::rows::Host;
 use crate::db::{DbError, Store};
 use crate::http::health::Health;
 use crate::http::low_water::SocketHandle;
-use crate::http::metrics::{DoorCounts, register_kept};
+use crate::http::metrics::{DoorCounts, register_kept, register_video_disk};
 use crate::http::storage::{Storage, keep_measuring};
 use crate::http::{self, Doors};
 use crate::ids::ServerId;
@@ -42,12 +43,9 @@ use crate::keys::{self, KeptKey};
 use crate::livekit::api::{LiveKit, LiveKitAccess};
 use crate::livekit::webhook::WebhookVerifier;
 use crate::metrics::Metrics;
-use crate::recording::disk::Disk;
 use crate::recording::pipeline_log::PipelineLog;
-use crate::recording::root::Root;
-use crate::recording::sidecar::MediaFormat;
 use crate::recording::syncer::Syncer;
-use crate::sealing::hasher::{Hasher, Shelf};
+use crate::sealing::hasher::Hasher;
 use crate::sealing::recovery;
 use crate::ticket::TicketMint;
 
@@ -108,6 +106,7 @@ pub struct Server {
 pub async fn start(config: Config) -> Result<Server, StartError> {
     directory(&config.storage.dir)?;
     let root = directory(&config.storage.audio_dir)?;
+    let video_root = directory(&config.storage.video_dir)?;
     let log_root = directory(&config.storage.pipeline_log_dir)?;
     let admin_key = key(config.secrets.admin_api_key.clone(), &config.storage.dir, ADMIN_KEY_FILE)?;
     let mint = TicketMint::new(key(config.secrets.ingest_ticket_secret.clone(), &config.storage.dir, TICKET_KEY_FILE)?);
@@ -122,18 +121,24 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let store = store.on_behalf_of(host);
     log::info!("database ready url={}", config.database.url.redacted());
     patiently(|| replay::write_rows(&journal, &store)).await.map_err(database)?;
-    recovery::recover(&store, &config.storage.audio_dir).await.map_err(database)?;
+    let shelves = shelves(&root, &video_root);
+    recovery::recover(&store, &shelves).await.map_err(database)?;
 
     let pipeline_log = PipelineLog::start(log_root).map_err(StartError::Thread)?;
     let metrics = Metrics::default();
-    let (disk, totals) = (disk(&config, root.clone()), Arc::new(Totals::registered(&metrics)));
+    let (disk, video_disk) = (disk(&config, root.clone()), disk(&config, video_root.clone()));
+    let totals = Arc::new(Totals::registered(&metrics));
     let (budget, lag) = (Arc::new(spool(&config)), Arc::<WriteLag>::default());
     register_kept(&metrics, &budget, &lag, &disk, &pipeline_log);
-    let storage = Arc::new(Storage::new(Arc::clone(&disk)));
-    actix_rt::spawn(keep_measuring(disk));
+    register_video_disk(&metrics, &video_disk);
+    let [storage, video_storage] = [disk, video_disk].map(|disk| {
+        actix_rt::spawn(keep_measuring(Arc::clone(&disk)));
+        Arc::new(Storage::new(disk))
+    });
     let tracks = Arc::new(TrackResources {
         audio_dir: config.storage.audio_dir.clone(),
-        root: root.clone(),
+        root,
+        video_root,
         ingest: config.ingest.clone(),
         recording: config.recording.clone(),
         analysis: config.analysis.clone(),
@@ -146,7 +151,6 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         syncer: Syncer::start().map_err(StartError::Thread)?,
         service: service(&config)?,
     });
-    let shelves = vec![Shelf { format: "wav", media: MediaFormat::Wav, root }];
     let hasher = Hasher::start(store.clone(), shelves).map_err(StartError::Thread)?;
     let registry = launch_vital("registry", SessionRegistry::new(store.clone(), journal.clone(), config.ingest.stall_after));
     replay_into(&registry, journal.clone(), store.clone());
@@ -195,8 +199,9 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         mint: mint.clone(),
         ws_base: config.ingest.ws_base.clone(),
         store: store.answering_within(http::DATABASE_PATIENCE),
-        health: Health::new(store.clone(), journal, Arc::clone(&storage), totals),
+        health: Health::new(store.clone(), journal, [Arc::clone(&storage), Arc::clone(&video_storage)], totals),
         storage,
+        video_storage,
         counts: DoorCounts::registered(&metrics),
         metrics,
     });
@@ -238,28 +243,6 @@ impl Server {
         }
         log::info!("stopped");
     }
-}
-
-/// Opens a directory that files are made in.
-fn directory(path: &Path) -> Result<Root, StartError> {
-    let error = |what| move |cause| StartError::File { what, path: path.display().to_string(), cause };
-    let root = Root::open(path).map_err(error("cannot use directory"))?;
-    match root.probe() {
-        Err(problem) if matches!(problem.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
-            // What is kept there can be served all the same, and there may be space again.
-            log::error!("nothing can be written for want of space directory={:?} error={problem}", root.path());
-            Ok(root)
-        }
-        probed => probed.map(|()| root).map_err(error("cannot write to directory")),
-    }
-}
-
-fn disk(config: &Config, root: Root) -> Arc<Disk> {
-    let disk = Disk::new(root, config.storage.min_free);
-    if let Err(error) = disk.measure() {
-        log::error!("the room for recordings cannot be measured error={error}");
-    }
-    Arc::new(disk)
 }
 
 /// The memory for audio that waits, in the words of whoever has to choose its size.

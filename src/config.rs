@@ -32,13 +32,13 @@ pub use self::secret::Secret;
 
 use self::reader::Reader;
 use self::value::{base_url, choice, duration, flag, min_free, origins, path, real, size, text, url, whole};
+use crate::video::codec::Container;
 
 /// Read from the working directory when no file is named.
 const DEFAULT_FILE: &str = "config.toml";
 
 /// Variables of the original system whose part does not exist here yet.
-const NOT_BUILT: [(&str, &str); 5] = [
-    ("EGRESS_VIDEO_OUTPUT_DIR", "video egress"),
+const NOT_BUILT: [(&str, &str); 4] = [
     ("AUDIO_PIPELINE_PAYLOAD", "Imentiv dispatch"),
     ("AUDIO_PIPELINE_TIMEOUT_MS", "Imentiv dispatch"),
     ("IMENTIV_ENDPOINT_URL", "Imentiv dispatch"),
@@ -94,6 +94,7 @@ pub struct StorageConfig {
     /// Holds the keys the server makes for itself.
     pub dir: PathBuf,
     pub audio_dir: PathBuf,
+    pub video_dir: PathBuf,
     pub pipeline_log_dir: PathBuf,
     /// What must be free where recordings go, else new ones are refused.
     pub min_free: MinFree,
@@ -123,7 +124,7 @@ impl MinFree {
     }
 }
 
-/// The audio sockets, `WS /egress-audio`.
+/// The sockets, `WS /egress-audio` and `WS /egress-video`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct IngestConfig {
     pub auth: IngestAuth,
@@ -305,14 +306,20 @@ impl DatabaseConfig {
 
 impl StorageConfig {
     fn read(reader: &mut Reader) -> Self {
-        let (audio, logs) = (["EGRESS_AUDIO_OUTPUT_DIR"], ["PIPELINE_LOG_DIR"]);
+        let (audio, video, logs) = (["EGRESS_AUDIO_OUTPUT_DIR"], ["EGRESS_VIDEO_OUTPUT_DIR"], ["PIPELINE_LOG_DIR"]);
         Self {
             dir: reader.take("storage", "dir", &[], "storage", path),
             audio_dir: reader.take("storage", "audio_dir", &audio, "storage/egress/audio", path),
+            video_dir: reader.take("storage", "video_dir", &video, "storage/egress/video", path),
             pipeline_log_dir: reader.take("storage", "pipeline_log_dir", &logs, "storage/pipeline-logs", path),
             min_free: reader.take("storage", "min_free", &[], "auto", min_free),
             journal_max: reader.take("storage", "journal_max", &[], "1GiB", size("1MiB", "1TiB")),
         }
+    }
+
+    /// Where recordings of a kind lie.
+    pub fn dir_of(&self, container: Container) -> &Path {
+        if container.is_video() { &self.video_dir } else { &self.audio_dir }
     }
 }
 

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::audio::mixdown::Mix;
 use crate::config::Secret;
 use crate::ids::{Identity, MeetingId, RoomName, TicketId, TrackSid};
+use crate::video::codec::VideoCodec;
 
 /// How long after its making a ticket may open its connection.
 pub const LIFETIME: Duration = Duration::from_secs(600);
@@ -67,6 +68,9 @@ pub struct TicketSubject {
     pub analyse: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mix: Option<Mix>,
+    /// Of a ticket for video.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codec: Option<VideoCodec>,
 }
 
 /// The longest name in a ticket, in bytes. LiveKit's own limits are 256 and below.
@@ -85,7 +89,19 @@ impl TicketSubject {
             group_seconds: None,
             analyse: None,
             mix: None,
+            codec: None,
         }
+    }
+
+    /// What no ticket of a kind may say; nothing when it is in order.
+    pub fn faults_of(&self, kind: TicketKind) -> Vec<String> {
+        let mut faults = self.faults();
+        match (kind, self.codec) {
+            (TicketKind::Video, None) => faults.push("codec is required for video: h264, vp8 or vp9".to_owned()),
+            (TicketKind::Audio, Some(_)) => faults.push("codec is for video alone".to_owned()),
+            (TicketKind::Video, Some(_)) | (TicketKind::Audio, None) => {}
+        }
+        faults
     }
 
     /// What no ticket may say; nothing when it is in order.
@@ -124,7 +140,7 @@ pub fn socket_url(base: &str, ticket: &Ticket, text: &str) -> String {
         TicketKind::Audio => "egress-audio",
         TicketKind::Video => "egress-video",
     };
-    let TicketSubject { room_name, participant, track_id, meeting_id, sample_rate, channels, group_seconds, analyse, mix } = &ticket.subject;
+    let TicketSubject { room_name, participant, track_id, meeting_id, sample_rate, channels, group_seconds, analyse, mix, codec } = &ticket.subject;
     let said = [
         ("participant", participant.as_ref().map(|identity| percent_encode(identity.as_str()))),
         ("trackId", track_id.as_ref().map(|sid| percent_encode(sid.as_str()))),
@@ -134,6 +150,7 @@ pub fn socket_url(base: &str, ticket: &Ticket, text: &str) -> String {
         ("groupSeconds", group_seconds.map(|seconds| seconds.to_string())),
         ("analyse", analyse.map(|analyse| analyse.to_string())),
         ("mix", mix.map(|mix| mix.as_str().to_owned())),
+        ("codec", codec.map(|codec| codec.as_str().to_owned())),
     ];
     let said: String = said.into_iter().filter_map(|(name, value)| Some(format!("&{name}={}", value?))).collect();
     format!("{base}/{path}?roomName={}{said}&ticket={text}", percent_encode(room_name.as_str()))
@@ -244,6 +261,16 @@ mod tests {
         };
         let said = "roomName=a%20room%20%26%20more&participant=a%3Db%3Fc%23d%2520&trackId=TR_1&meetingId=M%C3%A9&groupSeconds=2&ticket=v1.x.y";
         assert_eq!(url(TicketKind::Video, named), format!("wss://media.example.com/egress-video?{said}"));
+    }
+
+    #[test]
+    fn a_ticket_for_video_names_a_codec_and_no_other_does() {
+        let of = |codec| TicketSubject { codec, ..TicketSubject::of_room(RoomName::new("room")) };
+        let video = of(Some(VideoCodec::Vp9));
+        assert_eq!(url(TicketKind::Video, video.clone()), "wss://media.example.com/egress-video?roomName=room&codec=vp9&ticket=v1.x.y");
+        assert_eq!((video.faults_of(TicketKind::Video), of(None).faults_of(TicketKind::Audio)), (vec![], vec![]));
+        assert_eq!(of(None).faults_of(TicketKind::Video), ["codec is required for video: h264, vp8 or vp9"]);
+        assert_eq!(video.faults_of(TicketKind::Audio), ["codec is for video alone"]);
     }
 
     #[test]

@@ -182,6 +182,7 @@ async fn check_of_an_empty_directory_finds_nothing_at_fault_and_tells_what_it_lo
         "database",
         "storage",
         "audio directory",
+        "video directory",
         "pipeline logs",
         "admin key",
         "ticket key",

@@ -94,7 +94,7 @@ async fn every_fault_of_every_source_stops_the_start_in_one_message() {
 
 #[tokio::test]
 async fn variables_of_parts_that_are_not_built_are_accepted_and_said_to_have_no_effect() {
-    let variables = ["EGRESS_VIDEO_OUTPUT_DIR", "AUDIO_PIPELINE_PAYLOAD", "AUDIO_PIPELINE_TIMEOUT_MS", "IMENTIV_ENDPOINT_URL", "IMENTIV_API_KEY"];
+    let variables = ["AUDIO_PIPELINE_PAYLOAD", "AUDIO_PIPELINE_TIMEOUT_MS", "IMENTIV_ENDPOINT_URL", "IMENTIV_API_KEY"];
     let builder = variables.iter().fold(TestApp::builder(), |builder, variable| builder.env(variable, "a-value-of-it"));
     let app = builder.start().await;
     for variable in variables {
@@ -116,10 +116,10 @@ async fn a_hume_key_without_a_url_stops_the_start_and_none_at_all_is_said() {
 
 #[tokio::test]
 async fn rust_log_sets_the_filter_also_from_dotenv() {
-    let notice = "EGRESS_VIDEO_OUTPUT_DIR is set but has no effect";
+    let notice = "AUDIO_PIPELINE_PAYLOAD is set but has no effect";
     for (dotenv, filter, is_told) in [("", None, true), ("RUST_LOG=error\n", None, false), ("RUST_LOG=error\n", Some("warn"), true)] {
         let dir = directory(&[(".env", dotenv)]);
-        let mut env = vec![("EGRESS_VIDEO_OUTPUT_DIR", "v")];
+        let mut env = vec![("AUDIO_PIPELINE_PAYLOAD", "wav")];
         env.extend(filter.map(|filter| ("RUST_LOG", filter)));
         let Finished { stderr, .. } = run(dir.path(), &env, &["ticket", "--room", "r"]).await;
         assert_eq!(stderr.contains(notice), is_told, "{dotenv:?} {filter:?}: {stderr}");

@@ -30,3 +30,4 @@ mod storage_engines;
 mod storage_root;
 mod support;
 mod tidy;
+mod video;

@@ -85,6 +85,7 @@ contract! {
     segments::{
         a_ticket_opens_one_segment_ever,
         the_first_ending_of_a_segment_stays,
+        video_is_told_from_audio_by_its_files,
         only_segments_without_an_end_are_open,
         segments_come_in_the_order_of_their_making,
         a_segment_without_its_recording_is_refused_for_good,

@@ -42,7 +42,7 @@ const MAILBOX_CAPACITY: usize = 64;
 /// The most of a segment: one append below what a WAV file may hold.
 pub const MAX_SEGMENT_BYTES: u64 = MAX_DATA_BYTES - 2 * MAX_APPEND_BYTES;
 /// How often a disk that takes nothing is tried again.
-const NOT_NOW_RETRY: Duration = Duration::from_secs(1);
+pub const NOT_NOW_RETRY: Duration = Duration::from_secs(1);
 
 /// Audio as it came, cut anywhere.
 #[derive(Message)]

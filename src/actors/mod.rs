@@ -7,6 +7,7 @@
 //! TrackActor (one a socket)  supervises
 //!   BufferActor              its death fails the track: it holds the only copy
 //!   WavWriterActor           its death or an I/O error opens the next segment: 5 in 60 s, then the track fails
+//!   VideoWriterActor         of a track of video, instead of the two above: as the WavWriterActor; TrackActor itself holds what waits
 //!   HumeClientActor          its death restarts it with backoff; the recording never notices
 //! ```
 //!
@@ -18,6 +19,7 @@
 //! | TrackActor | 64 | one batch per 100 ms: 6 s of audio |
 //! | BufferActor | 64 | fed by TrackActor alone, one message for each of its own |
 //! | WavWriterActor | 16 | one append in flight, and FinishSegment |
+//! | VideoWriterActor | 16 | the same |
 //! | HumeClientActor | 64 | one group per 0.1 s at least; its own queue is bounded in time of audio |
 
 pub mod buffer;
@@ -29,4 +31,6 @@ pub mod session_registry;
 pub mod stats;
 pub mod totals;
 pub mod track;
+pub mod video_stats;
+pub mod video_writer;
 pub mod wav_writer;

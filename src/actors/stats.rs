@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::totals::{Totals, count};
+use super::video_stats::{VideoSnapshot, VideoStats};
 use crate::audio::format::PcmFormat;
 use crate::audio::level::{Level, peak_dbfs};
 use crate::metrics::{Histogram, HistogramSnapshot};
+use crate::video::codec::VideoCodec;
 
 /// The counters of one connection.
 #[derive(Debug)]
@@ -48,12 +50,19 @@ pub struct TrackStats {
     pub measurements: AtomicU64,
     pub writer_restarts: AtomicU32,
     pub analysis_restarts: AtomicU32,
+    /// Of a track of video, of which `frames` are pictures.
+    pub video: Option<VideoStats>,
 }
 
 /// The counters at one moment, as the API shows them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TrackSnapshot {
+    pub kind: &'static str,
+    /// Of video, as declared.
+    pub codec: Option<VideoCodec>,
+    pub video: Option<VideoSnapshot>,
+    /// 0 of video.
     pub sample_rate: u32,
     /// That arrive, as `bytes` and `frames`.
     pub channels: u16,
@@ -150,7 +159,12 @@ impl TrackStats {
             measurements: AtomicU64::default(),
             writer_restarts: AtomicU32::default(),
             analysis_restarts: AtomicU32::default(),
+            video: None,
         }
+    }
+
+    pub fn of_video(codec: VideoCodec, totals: Arc<Totals>) -> Self {
+        Self { video: Some(VideoStats::new(codec)), ..Self::new(PcmFormat::NONE, totals) }
     }
 
     /// Of a track whose two channels are recorded as one.
@@ -261,14 +275,19 @@ impl TrackStats {
         let level = Level { peak: self.level_peak.load(Relaxed), mean_square: self.level_mean_square.load(Relaxed) };
         let level = level.peak_dbfs().zip(level.rms_dbfs()).map(|(peak_dbfs, rms_dbfs)| LevelSnapshot { peak_dbfs, rms_dbfs });
         let idle = self.idle();
+        let video = self.video.as_ref().map(VideoStats::snapshot);
+        // Of video, the time from the connection's opening to the last picture.
+        let played = if video.is_some() { Duration::from_millis(self.last_audio_ms.load(Relaxed)) } else { format.duration(bytes) };
         TrackSnapshot {
+            kind: if video.is_some() { "video" } else { "audio" },
+            codec: self.video.as_ref().map(|video| video.codec),
             sample_rate: format.sample_rate,
             channels: format.channels,
             recorded_channels: self.recorded_format().channels,
             format_mismatch: self.format_mismatch(),
             bytes,
-            frames: format.frames(bytes),
-            seconds: format.duration(bytes).as_secs_f64(),
+            frames: video.as_ref().map_or_else(|| format.frames(bytes), |video| video.pictures),
+            seconds: played.as_secs_f64(),
             recorded_bytes: self.recorded_bytes.load(Relaxed),
             filled_frames: self.filled_frames.load(Relaxed),
             muted: self.muted.load(Relaxed),
@@ -285,6 +304,7 @@ impl TrackStats {
             analysis_connections: self.analysis_connections.load(Relaxed),
             measurements: self.measurements.load(Relaxed),
             unknown_texts: self.unknown_texts.load(Relaxed),
+            video,
         }
     }
 }

@@ -36,9 +36,10 @@ impl Totals {
         metrics.gauge_of("ingest_read_stall_max_seconds", "The longest of them since the start", move || longest.longest().as_secs_f64());
         Self {
             live_tracks: metrics.gauge("live_tracks", "Connections that record"),
-            received_bytes: metrics.counter("received_bytes", "Bytes of audio that arrived"),
-            recorded_bytes: metrics.counter("recorded_bytes", "Bytes of audio in files, holes included"),
-            lost_bytes: metrics.counter("lost_bytes", "Bytes of audio that found no room in the spool; their length is kept as a hole"),
+            received_bytes: metrics.counter("received_bytes", "Bytes of audio and video that arrived"),
+            recorded_bytes: metrics.counter("recorded_bytes", "Bytes of audio and video in files, holes of audio included"),
+            lost_bytes: metrics
+                .counter("lost_bytes", "Bytes of audio and video that found no room in the spool; the length of audio is kept as a hole"),
             writer_restarts: metrics.counter("writer_restarts", "Segments that failed and were followed by another"),
             read_stalls,
             last_loss: Mutex::default(),

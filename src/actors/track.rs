@@ -7,12 +7,14 @@
 mod children;
 mod ending;
 pub mod phase;
+mod resources;
 pub mod rows;
 #[cfg(test)]
 mod tests;
+pub mod video;
+mod video_queue;
 
 use std::cell::RefCell;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -25,26 +27,20 @@ use tokio::sync::{oneshot, watch};
 
 use self::children::Children;
 use self::phase::{Effect, Phase, TrackEvent};
+pub use self::resources::{Service, TrackResources};
 use self::rows::{RowLog, TrackIdentity};
-use super::buffer::budget::SpoolBudget;
+use self::video::Video;
 use super::buffer::{PushAudio, SetMuted, SettleFormat};
 use super::session_registry::{ConnectionId, TrackEnded, TrackEnding};
-use super::stats::{TrackStats, WriteLag};
-use super::totals::Totals;
+use super::stats::TrackStats;
 use super::wav_writer::CorrectFormat;
-use crate::analysis::connection::AnalysisService;
 use crate::audio::format::PcmFormat;
 use crate::audio::mixdown::{Mix, Mixdown};
 use crate::audio::rate_judge::{RateJudge, Verdict as RateVerdict};
 use crate::clock::Clock;
-use crate::config::{AnalysisConfig, IngestConfig, RecordingConfig};
-use crate::db::Store;
 use crate::db::rows::{EndReason, MuteSpan, TrackFacts};
 use crate::ids::{SegmentId, TicketId};
-use crate::journal::Journal;
-use crate::recording::pipeline_log::PipelineLog;
-use crate::recording::root::Root;
-use crate::recording::syncer::Syncer;
+use crate::video::codec::VideoCodec;
 
 /// 6 s of batches.
 const MAILBOX_CAPACITY: usize = 64;
@@ -118,30 +114,6 @@ pub struct SegmentFull {
     pub reason: EndReason,
 }
 
-/// What all tracks share.
-pub struct TrackResources {
-    pub audio_dir: PathBuf,
-    /// The same, opened: where files are made and read.
-    pub root: Root,
-    pub ingest: IngestConfig,
-    pub recording: RecordingConfig,
-    pub analysis: AnalysisConfig,
-    pub store: Store,
-    pub journal: Journal,
-    pub pipeline_log: PipelineLog,
-    pub lag: Arc<WriteLag>,
-    pub totals: Arc<Totals>,
-    pub budget: Arc<SpoolBudget>,
-    pub syncer: Syncer,
-    pub service: Service,
-}
-
-/// The analysis service, or why there is none.
-pub enum Service {
-    Streaming(AnalysisService),
-    Nobody(&'static str),
-}
-
 /// What one connection declared.
 pub struct TrackParams {
     pub connection: ConnectionId,
@@ -156,6 +128,8 @@ pub struct TrackParams {
     pub analyse: bool,
     pub mix: Option<Mix>,
     pub clock: Clock,
+    /// Of a track of video; its format is [`PcmFormat::NONE`].
+    pub video: Option<VideoCodec>,
     pub stats: Arc<TrackStats>,
     pub resources: Arc<TrackResources>,
     pub ending: Recipient<TrackEnding>,
@@ -171,7 +145,9 @@ pub struct TrackActor {
     /// Groups wait for the judge.
     in_doubt: bool,
     rows: RowLog,
+    /// Of audio.
     children: Option<Children>,
+    video: Option<Video>,
     socket: Option<AttachSocket>,
     finishing: Vec<oneshot::Sender<()>>,
     /// The segment of the writer that is at work.
@@ -197,8 +173,9 @@ impl TrackActor {
         let addr = context.address();
         let (told, spent) = oneshot::channel();
         let (resources, stats) = (Arc::clone(&params.resources), Arc::clone(&params.stats));
-        let (store, journal, audio_dir) = (resources.store.clone(), resources.journal.clone(), resources.audio_dir.clone());
-        let rows = RowLog::start(store, journal, audio_dir, params.identity.clone(), params.ticket.clone(), told);
+        let (store, journal) = (resources.store.clone(), resources.journal.clone());
+        let dir = if params.video.is_some() { resources.video_root.path() } else { resources.audio_dir.as_path() };
+        let rows = RowLog::start(store, journal, dir.to_owned(), params.identity.clone(), params.ticket.clone(), told);
         let judge = RateJudge::new(params.format, params.from_livekit);
         let track = Self {
             phase: Phase::Waiting,
@@ -207,6 +184,7 @@ impl TrackActor {
             mixdown: (params.stats.recorded_format() != params.format).then(Mixdown::default),
             rows,
             children: None,
+            video: None,
             socket: None,
             finishing: Vec::new(),
             segment: Rc::new(RefCell::new(SegmentId::fresh())),
@@ -298,7 +276,10 @@ impl Actor for TrackActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
-        self.start_children(ctx);
+        match self.params.video {
+            Some(codec) => self.start_video(codec, ctx),
+            None => self.start_children(ctx),
+        }
         ctx.run_interval(WATCH_INTERVAL, |track, ctx| {
             if track.facts_changed && !track.rows.facts_are_waiting() {
                 track.facts_changed = false;

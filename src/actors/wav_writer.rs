@@ -57,7 +57,7 @@ impl RecordingError {
         (io::ErrorKind::PermissionDenied, "recordings may not be written"),
     ];
 
-    fn of(error: io::Error) -> Self {
+    pub(super) fn of(error: io::Error) -> Self {
         let passing = Self::PASSING.iter().find(|(kind, _)| *kind == error.kind());
         match passing {
             Some((_, what)) => Self::NotNow { what, cause: error },
@@ -67,7 +67,7 @@ impl RecordingError {
     }
 
     /// There is no file yet, so whatever is in the way, nothing is lost by trying again.
-    fn of_first(error: io::Error) -> Self {
+    pub(super) fn of_first(error: io::Error) -> Self {
         match Self::of(error) {
             Self::TooLarge(cause) | Self::Io(cause) => Self::NotNow { what: "a segment cannot be begun", cause },
             other @ (Self::NotNow { .. } | Self::Suspect | Self::SegmentClosed | Self::WriterLost) => other,

@@ -51,9 +51,12 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let mut findings = vec![("configuration", Finding::Fine("every key and value is understood".to_owned()))];
     findings.extend(loaded.notices.into_iter().map(|notice| ("configuration", Finding::Note(notice))));
     findings.push(("database", database(&config.database.url).await));
-    for (name, directory) in
-        [("storage", &config.storage.dir), ("audio directory", &config.storage.audio_dir), ("pipeline logs", &config.storage.pipeline_log_dir)]
-    {
+    for (name, directory) in [
+        ("storage", &config.storage.dir),
+        ("audio directory", &config.storage.audio_dir),
+        ("video directory", &config.storage.video_dir),
+        ("pipeline logs", &config.storage.pipeline_log_dir),
+    ] {
         findings.push((
             name,
             match Root::open(directory).and_then(|root| root.probe()) {

@@ -56,6 +56,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let mut config = Config::load(args.config.config.as_deref(), &env)?.config;
     config.storage.dir.clone_from(&directory);
     config.storage.audio_dir = directory.join("egress/audio");
+    config.storage.video_dir = directory.join("egress/video");
     config.storage.pipeline_log_dir = directory.join("pipeline-logs");
     config.database.url = DatabaseUrl::Sqlite(directory.join("live-meeting.db"));
     config.livekit.api_key = Some(API_KEY.to_owned());

@@ -7,6 +7,7 @@ use actix_http::ws;
 use anyhow::{Context, bail};
 use awc::BoxedSocket;
 use awc::error::WsClientError;
+use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio::time::Instant;
 
@@ -80,6 +81,17 @@ impl EgressSender {
             progress(frame.len());
         }
         Ok(())
+    }
+
+    /// Sends a message of video when its time has come, counted from the connection's opening.
+    ///
+    /// # Errors
+    /// When the server has closed.
+    pub async fn video(&mut self, message: Bytes, due: Duration) -> anyhow::Result<()> {
+        if let Some(pace) = &self.pace {
+            tokio::time::sleep_until(pace.start + due.div_f64(pace.speed)).await;
+        }
+        self.send(ws::Message::Binary(message)).await
     }
 
     /// Tells the mute state as LiveKit does: at once, about 2 s before the audio that it speaks of.

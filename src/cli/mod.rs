@@ -8,6 +8,7 @@ mod replay;
 mod serve;
 mod speech;
 mod ticket;
+mod video_clip;
 
 use std::path::{Path, PathBuf};
 
@@ -34,7 +35,7 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Show what the server does: a meeting of two speakers is recorded before your eyes
     Demo(demo::DemoArgs),
-    /// Play WAV files at a running server, as LiveKit's egress would
+    /// Play WAV files at a running server, as LiveKit's egress would, or files of video, as a bridge
     Replay(replay::ReplayArgs),
     /// Make a ticket that opens the ingest for one track, and the URL to give to LiveKit
     Ticket(ticket::TicketArgs),

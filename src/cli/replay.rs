@@ -11,16 +11,18 @@ use serde_json::json;
 
 use super::egress_sender::EgressSender;
 use super::speech::livekit_pcm;
+use super::video_clip::VideoClip;
 use super::{ConfigArg, environment, start_logging};
 use crate::app::ADMIN_KEY_FILE;
 use crate::audio::format::PcmFormat;
 use crate::config::{Config, Secret};
 use crate::keys;
+use crate::video::codec::{Container, VideoCodec};
 
-/// Files are played one after the other, each on a connection of its own, as 48 kHz stereo.
+/// Files are played one after the other, each on a connection of its own: audio as 48 kHz stereo, video as its pictures.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_long_help = "Files are played one after the other, each on a connection of its own, as the 48 kHz stereo that LiveKit sends.\nThe ticket comes from the server's API, with ADMIN_API_KEY or the key in the storage directory."
+    after_long_help = "Files are played one after the other, each on a connection of its own, as the 48 kHz stereo that LiveKit sends.\nFiles of video (.ivf of VP8 or VP9, .h264 in Annex B at 30 pictures a second) go to /egress-video, a picture in each message.\nThe ticket comes from the server's API, with ADMIN_API_KEY or the key in the storage directory."
 )]
 pub struct ReplayArgs {
     /// The server [default: http://localhost:PORT]
@@ -40,7 +42,7 @@ pub struct ReplayArgs {
     track: Option<String>,
     #[command(flatten)]
     config: ConfigArg,
-    /// WAV files of any rate and channel count
+    /// WAV files of any rate and channel count; .ivf and .h264 files of video
     #[arg(required = true, value_name = "FILE.wav")]
     files: Vec<PathBuf>,
 }
@@ -49,6 +51,15 @@ pub struct ReplayArgs {
 enum Speed {
     Times(f64),
     Max,
+}
+
+impl Speed {
+    fn times(self) -> Option<f64> {
+        match self {
+            Self::Times(times) => Some(times),
+            Self::Max => None,
+        }
+    }
 }
 
 fn parse_speed(text: &str) -> Result<Speed, String> {
@@ -92,15 +103,15 @@ fn admin_key(config: &Config) -> anyhow::Result<Secret> {
 
 async fn play(args: &ReplayArgs, file: &Path, base: &str, socket_base: &str, key: &Secret) -> anyhow::Result<()> {
     let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    if Container::of(file).is_video() {
+        return play_video(args, file, &stem, base, socket_base, key).await;
+    }
     let reading = file.to_owned();
     let pcm = actix_rt::task::spawn_blocking(move || livekit_pcm(std::io::BufReader::new(std::fs::File::open(&reading)?))).await??;
     let participant = args.participant.clone().unwrap_or_else(|| stem.clone());
     let track = args.track.clone().unwrap_or_else(|| format!("TR_{stem}"));
-    let ticket = ticket(base, key, &args.room, &participant, &track).await?;
-    let speed = match args.speed {
-        Speed::Times(times) => Some(times),
-        Speed::Max => None,
-    };
+    let ticket = ticket(base, key, &args.room, &participant, &track, None).await?;
+    let speed = args.speed.times();
     let room = crate::ticket::percent_encode(&args.room);
     let url = format!("{socket_base}/egress-audio?roomName={room}&ticket={ticket}");
     let mut sender = EgressSender::connect(&url, speed).await?;
@@ -113,10 +124,35 @@ async fn play(args: &ReplayArgs, file: &Path, base: &str, socket_base: &str, key
     Ok(())
 }
 
-async fn ticket(base: &str, key: &Secret, room: &str, participant: &str, track: &str) -> anyhow::Result<String> {
+async fn play_video(args: &ReplayArgs, file: &Path, stem: &str, base: &str, socket_base: &str, key: &Secret) -> anyhow::Result<()> {
+    let reading = file.to_owned();
+    let clip = actix_rt::task::spawn_blocking(move || VideoClip::read(Container::of(&reading), std::fs::read(&reading)?)).await??;
+    let participant = args.participant.clone().unwrap_or_else(|| stem.to_owned());
+    let track = args.track.clone().unwrap_or_else(|| format!("TR_{stem}"));
+    let ticket = ticket(base, key, &args.room, &participant, &track, Some(clip.codec)).await?;
+    let room = crate::ticket::percent_encode(&args.room);
+    let url = format!("{socket_base}/egress-video?roomName={room}&ticket={ticket}");
+    let mut sender = EgressSender::connect(&url, args.speed.times()).await?;
+    let (bar, length, pictures) = (progress_bar(clip.bytes(), stem), clip.length(), clip.messages.len());
+    for (due, message) in clip.messages {
+        bar.inc(u64::try_from(message.len()).unwrap_or(0));
+        sender.video(message, due).await?;
+    }
+    sender.close().await?;
+    bar.finish();
+    let seconds = length.as_secs_f64();
+    println!(
+        "{}: {pictures} pictures in {seconds:.3} s recorded as room={:?} participant={participant:?} track={track:?}",
+        file.display(),
+        args.room
+    );
+    Ok(())
+}
+
+async fn ticket(base: &str, key: &Secret, room: &str, participant: &str, track: &str, codec: Option<VideoCodec>) -> anyhow::Result<String> {
     let connector = awc::Connector::new().rustls_0_23(crate::analysis::tls::client_config(None)?);
     let client = awc::Client::builder().connector(connector).disable_redirects().timeout(Duration::from_secs(10)).finish();
-    let body = json!({"roomName": room, "participant": participant, "trackId": track});
+    let body = json!({"roomName": room, "participant": participant, "trackId": track, "codec": codec});
     let request = client.post(format!("{base}/api/v1/tickets")).bearer_auth(key.expose());
     let mut response = request.send_json(&body).await.map_err(|error| anyhow::anyhow!("the server is not reached at {base}: {error}"))?;
     if !response.status().is_success() {

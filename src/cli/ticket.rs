@@ -11,6 +11,7 @@ use crate::audio::mixdown::Mix;
 use crate::ids::{Identity, MeetingId, RoomName, TrackSid};
 use crate::keys;
 use crate::ticket::{TicketKind, TicketMint, TicketSubject, socket_url};
+use crate::video::codec::VideoCodec;
 
 /// The ticket opens one connection within ten minutes. It is signed with INGEST_TICKET_SECRET, else with the key that the server keeps in its
 /// storage directory: run this where the server runs.
@@ -46,6 +47,9 @@ pub struct TicketArgs {
     /// `mono` records the mean of two channels as one
     #[arg(long, value_name = "mono")]
     mix: Option<Mix>,
+    /// Makes it a ticket for video: `h264`, `vp8` or `vp9`
+    #[arg(long, value_name = "CODEC")]
+    codec: Option<VideoCodec>,
     #[command(flatten)]
     config: ConfigArg,
 }
@@ -66,12 +70,14 @@ pub fn run(args: &TicketArgs) -> anyhow::Result<ExitCode> {
         group_seconds: args.group_seconds,
         analyse: args.analyse,
         mix: args.mix,
+        codec: args.codec,
     };
-    let faults = subject.faults();
+    let kind = if args.codec.is_some() { TicketKind::Video } else { TicketKind::Audio };
+    let faults = subject.faults_of(kind);
     if !faults.is_empty() {
         bail!(faults.join("; "));
     }
-    let (text, ticket) = TicketMint::new(key).mint(TicketKind::Audio, subject, Utc::now());
+    let (text, ticket) = TicketMint::new(key).mint(kind, subject, Utc::now());
     let base = config.ingest.ws_base.unwrap_or_else(|| format!("ws://localhost:{}", config.http.port));
     println!("{}", socket_url(&base, &ticket, &text));
     eprintln!("opens one connection until {}", ticket.expires_at.to_rfc3339_opts(SecondsFormat::Secs, true));

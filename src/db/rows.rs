@@ -17,6 +17,7 @@ use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, ServerId
 use crate::session::lifecycle::SessionStatus;
 use crate::session::plan;
 use crate::session::rules::Rules;
+use crate::video::codec::Container;
 
 /// Why a segment ended. Stored and shown by these names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,7 +228,33 @@ pub struct NewRecording {
     pub room: RoomName,
     pub participant: Option<Identity>,
     pub track: Option<TrackSid>,
+    /// A journal from before there was video has none.
+    #[serde(default)]
+    pub kind: TrackKind,
     pub started_at: DateTime<Utc>,
+}
+
+/// What a sender brings, by LiveKit's names of what a track is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TrackKind {
+    #[default]
+    Audio,
+    Video,
+}
+
+impl TrackKind {
+    /// By the files that are made of it.
+    pub fn of(container: Container) -> Self {
+        if container.is_video() { Self::Video } else { Self::Audio }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Audio => "AUDIO",
+            Self::Video => "VIDEO",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -244,7 +271,9 @@ pub struct OpenedRecording {
 pub struct NewSegment {
     pub id: SegmentId,
     pub recording: RecordingId,
+    /// Below the directory of its kind; its extension says which.
     pub path: String,
+    /// [`PcmFormat::NONE`] of video.
     pub format: PcmFormat,
     pub track: Option<TrackSid>,
     pub started_at: DateTime<Utc>,

@@ -10,33 +10,29 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use actix_web::http::header;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
 use actix_web_actors::ws::{self, CloseCode, CloseReason, Message, ProtocolError, WebsocketContext};
 use bytes::BytesMut;
-use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
 use super::Doors;
+use super::admission::{admit, authenticate, reserve, storage_is_ready};
 use super::error::{ApiError, ErrorCode};
 use super::ingest_query::{IngestQuery, is_livekit};
 use super::intake::Intake;
 use super::low_water::SocketHandle;
 use super::ws_guard::{GuardLimits, Violation, WsGuard};
-use crate::actors::session_registry::{GetRememberedMeeting, Refusal, ReserveTrack, TrackEnded, TrackEnding, TrackOpened};
+use crate::actors::session_registry::{TrackEnded, TrackEnding, TrackOpened};
 use crate::actors::stats::TrackStats;
 use crate::actors::track::rows::TrackIdentity;
 use crate::actors::track::{AttachSocket, AudioArrived, CloseSocket, FinishTrack, MuteTold, SocketLost, TakeTail, TrackActor, TrackParams};
 use crate::audio::format::PcmFormat;
 use crate::audio::mixdown::Mix;
 use crate::clock::Clock;
-use crate::config::IngestAuth;
 use crate::db::rows::EndReason;
-use crate::ids::{MeetingId, TicketId};
 use crate::livekit::egress_stream::{FRAMES_PER_SECOND, TextMessage, parse_text};
 use crate::ticket::TicketKind;
 
-/// How long the upgrade waits for the database: LiveKit holds 2 s of audio before it drops some (`docs/FACTS.md`, egress socket).
-const ADMISSION_DEADLINE: Duration = Duration::from_millis(100);
 /// How long what waits in the kernel may take to come, when a connection is to give all it has.
 const LAST_READ: Duration = Duration::from_millis(20);
 /// Of one binary message, also in fragments: OWASP's bound for WebSockets. LiveKit sends 1,920 bytes.
@@ -60,26 +56,20 @@ pub async fn egress_audio(request: HttpRequest, payload: web::Payload, doors: we
 
 async fn open(request: HttpRequest, payload: web::Payload, peer: &str, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
     let query = IngestQuery::parse(request.query_string())?;
-    let (query, ticket) = authenticate(query, &doors)?;
-    let mut response =
-        ws::handshake(&request).map_err(|error| ApiError::new(ErrorCode::InvalidRequest, format!("no WebSocket handshake: {error}")))?;
+    let (query, ticket) = authenticate(query, TicketKind::Audio, &doors)?;
+    let mut response = handshake(&request)?;
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let (format, from_livekit) = (query.format(content_type), is_livekit(content_type));
 
     let (meeting, session_started_at) = admit(&query, ticket.as_ref().map(|(id, _)| id.clone()), &doors).await?;
-    storage_is_ready(&doors).await?;
+    storage_is_ready("audio", &doors.storage).await?;
     let identity = TrackIdentity { meeting, room: query.room, participant: query.participant, track: query.track, session_started_at };
     let stats = TrackStats::new(format, Arc::clone(&doors.tracks.totals));
     let stats = Arc::new(match query.mix {
         Some(Mix::Mono) if format.channels == 2 => stats.mixed_down(),
         Some(Mix::Mono) | None => stats,
     });
-    let reserve = ReserveTrack { identity: identity.clone(), ticket: ticket.clone(), stats: Arc::clone(&stats), peer: peer.to_owned() };
-    let connection = doors.registry.send(reserve).await?.map_err(|refusal| match refusal {
-        Refusal::TicketSpent => ApiError::unauthorized(),
-        Refusal::TrackIsLive => ApiError::new(ErrorCode::TrackIsLive, "this track has a live connection already"),
-        Refusal::ShuttingDown => ApiError::new(ErrorCode::ShuttingDown, "the server is shutting down"),
-    })?;
+    let connection = reserve(&identity, ticket.as_ref(), &stats, peer, &doors).await?;
 
     log::info!(
         "track opened connection={connection} meeting={:?} room={:?} participant={:?} track={:?} sample_rate={} channels={}",
@@ -101,6 +91,7 @@ async fn open(request: HttpRequest, payload: web::Payload, peer: &str, doors: we
         analyse: query.analyse.unwrap_or(true),
         mix: query.mix,
         clock,
+        video: None,
         stats: Arc::clone(&stats),
         resources: Arc::clone(&doors.tracks),
         ending: doors.registry.clone().recipient::<TrackEnding>(),
@@ -117,48 +108,32 @@ async fn open(request: HttpRequest, payload: web::Payload, peer: &str, doors: we
     Ok(response.streaming(stream))
 }
 
-/// A ticket's id, and the time after which it is worth nothing anyway.
-type Spendable = (TicketId, DateTime<Utc>);
-
-/// The ticket's word over the query's.
-fn authenticate(query: IngestQuery, doors: &Doors) -> Result<(IngestQuery, Option<Spendable>), ApiError> {
-    match (&query.ticket, doors.tracks.ingest.auth) {
-        (None, IngestAuth::Open) => Ok((query, None)),
-        (None, IngestAuth::Ticket) => Err(ApiError::unauthorized()),
-        (Some(text), IngestAuth::Open | IngestAuth::Ticket) => {
-            let ticket = doors.mint.check(text, TicketKind::Audio, Utc::now()).map_err(|error| {
-                log::warn!("a ticket opens nothing problem={error}");
-                ApiError::unauthorized()
-            })?;
-            Ok((query.overridden_by(ticket.subject), Some((ticket.id, ticket.expires_at))))
-        }
-    }
+/// The answer that opens the WebSocket.
+pub(super) fn handshake(request: &HttpRequest) -> Result<HttpResponseBuilder, ApiError> {
+    ws::handshake(request).map_err(|error| ApiError::new(ErrorCode::InvalidRequest, format!("no WebSocket handshake: {error}")))
 }
 
-/// Asks the database whether the ticket is spent and which meeting the room has, but not for long.
-async fn admit(query: &IngestQuery, ticket: Option<TicketId>, doors: &Doors) -> Result<(MeetingId, Option<DateTime<Utc>>), ApiError> {
-    let admission = doors.tracks.store.admit(query.room.clone(), query.meeting.clone(), ticket);
-    let (active, session_started_at) = match tokio::time::timeout(ADMISSION_DEADLINE, admission).await {
-        Ok(Ok(admission)) if admission.ticket_spent => return Err(ApiError::unauthorized()),
-        Ok(Ok(admission)) => (admission.meeting, admission.session_started_at),
-        late_or_failed => {
-            log::warn!("a connection is let in without the database's word late={}", late_or_failed.is_err());
-            (doors.registry.send(GetRememberedMeeting(query.room.clone())).await?, None)
-        }
+/// What a sender is told that broke the rules.
+pub(super) fn violation_close(violation: Option<Violation>) -> CloseReason {
+    let (code, text) = match violation {
+        Some(Violation::TooBig) => (CloseCode::Size, "a message is too big"),
+        Some(Violation::Protocol(problem)) => (CloseCode::Protocol, problem),
+        None => (CloseCode::Protocol, "not a WebSocket message"),
     };
-    Ok((query.meeting.clone().or(active).unwrap_or_else(|| MeetingId::new(query.room.as_str())), session_started_at))
+    log::warn!("a sender broke the protocol problem={text:?}");
+    CloseReason { code, description: Some(text.to_owned()) }
 }
 
-/// Whether a recording can be begun.
-async fn storage_is_ready(doors: &Doors) -> Result<(), ApiError> {
-    if let Some(space) = doors.storage.disk().space().filter(|space| space.is_low()) {
-        return Err(ApiError::new(ErrorCode::StorageLow, format!("no new recording is begun: {space}")));
-    }
-    if let Some(problem) = doors.storage.look().await.problem {
-        log::error!("a connection is refused: the audio directory cannot be written problem={problem:?}");
-        return Err(ApiError::new(ErrorCode::StorageUnavailable, "recordings cannot be written now"));
-    }
-    Ok(())
+/// What a sender is told whose track has ended.
+pub(super) fn close_reason(reason: EndReason) -> CloseReason {
+    let code = match reason {
+        EndReason::Shutdown => CloseCode::Restart,
+        EndReason::Failed | EndReason::Crashed => CloseCode::Error,
+        EndReason::Idle | EndReason::Superseded | EndReason::TicketSpent => CloseCode::Policy,
+        EndReason::Violation => CloseCode::Protocol,
+        EndReason::Closed | EndReason::Lost | EndReason::Rotated | EndReason::Gap => CloseCode::Normal,
+    };
+    CloseReason { code, description: Some(reason.as_str().to_owned()) }
 }
 
 fn guard_limits(format: PcmFormat, from_livekit: bool, max_speed: f64) -> GuardLimits {
@@ -267,13 +242,8 @@ impl EgressSocket {
     }
 
     fn on_violation(&mut self, ctx: &mut WebsocketContext<Self>) {
-        let (code, text) = match self.violation.get() {
-            Some(Violation::TooBig) => (CloseCode::Size, "a message is too big"),
-            Some(Violation::Protocol(problem)) => (CloseCode::Protocol, problem),
-            None => (CloseCode::Protocol, "not a WebSocket message"),
-        };
-        log::warn!("a sender broke the protocol problem={text:?}");
-        self.finish(EndReason::Violation, Some(CloseReason { code, description: Some(text.to_owned()) }), ctx);
+        let close = violation_close(self.violation.get());
+        self.finish(EndReason::Violation, Some(close), ctx);
     }
 }
 
@@ -371,14 +341,7 @@ impl Handler<CloseSocket> for EgressSocket {
         if std::mem::replace(&mut self.finishing, true) {
             return;
         }
-        let code = match msg.reason {
-            EndReason::Shutdown => CloseCode::Restart,
-            EndReason::Failed | EndReason::Crashed => CloseCode::Error,
-            EndReason::Idle | EndReason::Superseded | EndReason::TicketSpent => CloseCode::Policy,
-            EndReason::Violation => CloseCode::Protocol,
-            EndReason::Closed | EndReason::Lost | EndReason::Rotated | EndReason::Gap => CloseCode::Normal,
-        };
-        ctx.close(Some(CloseReason { code, description: Some(msg.reason.as_str().to_owned()) }));
+        ctx.close(Some(close_reason(msg.reason)));
         ctx.stop();
     }
 }

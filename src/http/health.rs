@@ -44,14 +44,15 @@ pub async fn health(doors: web::Data<Doors>) -> HttpResponse {
 pub struct Health {
     store: Store,
     journal: Journal,
-    storage: Arc<Storage>,
+    /// Of audio and of video.
+    storages: [Arc<Storage>; 2],
     totals: Arc<Totals>,
     last: Mutex<Option<(Instant, Vec<String>)>>,
 }
 
 impl Health {
-    pub fn new(store: Store, journal: Journal, storage: Arc<Storage>, totals: Arc<Totals>) -> Self {
-        Self { store, journal, storage, totals, last: Mutex::default() }
+    pub fn new(store: Store, journal: Journal, storages: [Arc<Storage>; 2], totals: Arc<Totals>) -> Self {
+        Self { store, journal, storages, totals, last: Mutex::default() }
     }
 
     /// What keeps the server from its work; nothing when it is healthy.
@@ -62,12 +63,16 @@ impl Health {
         {
             return reasons.clone();
         }
-        let (database, look) = tokio::join!(self.database(), self.storage.look());
+        let [audio, video] = &self.storages;
+        let (database, look, video_look) = tokio::join!(self.database(), audio.look(), video.look());
         let directory = look.problem.or(look.moved).map(|problem| format!("audio directory: {problem}"));
-        let space = self.storage.disk().space().filter(|space| space.is_low());
-        let space = space.map(|space| format!("space: {space}; new recordings are refused"));
-        let loss = self.totals.is_losing_audio().then(|| "audio: it is being lost, the spool is full".to_owned());
-        let reasons: Vec<String> = [database, directory, space, loss].into_iter().flatten().collect();
+        let video_directory = video_look.problem.or(video_look.moved).map(|problem| format!("video directory: {problem}"));
+        let low = |storage: &Storage| storage.disk().space().filter(|space| space.is_low());
+        let space = low(audio).map(|space| format!("space: {space}; new recordings are refused"));
+        // Most have both on one file system, and are told once.
+        let video_space = low(video).filter(|_| space.is_none()).map(|space| format!("space for video: {space}; new recordings of it are refused"));
+        let loss = self.totals.is_losing_audio().then(|| "audio or video: it is being lost, the spool is full".to_owned());
+        let reasons: Vec<String> = [database, directory, video_directory, space, video_space, loss].into_iter().flatten().collect();
         *last = Some((Instant::now(), reasons.clone()));
         reasons
     }

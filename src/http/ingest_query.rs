@@ -7,7 +7,8 @@ use crate::audio::format::PcmFormat;
 use crate::audio::mixdown::Mix;
 use crate::ids::{Identity, MeetingId, RoomName, TrackSid};
 use crate::livekit::egress_stream::CONTENT_TYPE;
-use crate::ticket::TicketSubject;
+use crate::ticket::{TicketKind, TicketSubject};
+use crate::video::codec::VideoCodec;
 
 /// The longest name, in bytes. LiveKit's own limits are 256 and below.
 pub const MAX_NAME_BYTES: usize = 1_024;
@@ -15,7 +16,10 @@ pub const MAX_NAME_BYTES: usize = 1_024;
 /// The documented format of a sender that says nothing: the predecessor's.
 const DEFAULT_FORMAT: PcmFormat = PcmFormat { sample_rate: 48_000, channels: 1 };
 
-/// The query of `/egress-audio`.
+/// What is said to a sender of video that names none, nor its ticket.
+pub const CODEC_IS_REQUIRED: &str = "codec is required: h264, vp8 or vp9";
+
+/// The query of `/egress-audio` and `/egress-video`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct IngestQuery {
     pub room: RoomName,
@@ -28,6 +32,8 @@ pub struct IngestQuery {
     /// Whether the analysis service may hear it; else it may.
     pub analyse: Option<bool>,
     pub mix: Option<Mix>,
+    /// Of `/egress-video` alone.
+    pub codec: Option<VideoCodec>,
     pub ticket: Option<String>,
 }
 
@@ -37,6 +43,14 @@ impl IngestQuery {
     /// # Errors
     /// 400 with every fault.
     pub fn parse(query: &str) -> Result<Self, ApiError> {
+        Self::parse_of(TicketKind::Audio, query)
+    }
+
+    /// Reads the query of an endpoint. Of video, `codec` is required unless a ticket may say it.
+    ///
+    /// # Errors
+    /// 400 with every fault.
+    pub fn parse_of(kind: TicketKind, query: &str) -> Result<Self, ApiError> {
         let pairs: Vec<(String, String)> = web::Query::from_query(query)
             .map(web::Query::into_inner)
             .map_err(|error| ApiError::new(ErrorCode::InvalidRequest, format!("the query cannot be read: {error}")))?;
@@ -60,22 +74,22 @@ impl IngestQuery {
         let group_seconds = number(get(&["groupSeconds"]), "groupSeconds", 0.1, 30.0, " seconds", &mut faults);
         let analyse = word(get(&["analyse"]), "analyse must be true or false", &mut faults);
         let mix = word(get(&["mix"]), "mix must be mono", &mut faults);
+        let ticket = get(&["ticket"]).map(str::to_owned);
+        let codec = match (kind, get(&["codec"])) {
+            (TicketKind::Audio, _) => None,
+            (TicketKind::Video, None) => {
+                faults.extend(ticket.is_none().then(|| CODEC_IS_REQUIRED.to_owned()));
+                None
+            }
+            (TicketKind::Video, codec) => word(codec, "codec must be h264, vp8 or vp9", &mut faults),
+        };
         if room.is_none() {
             faults.insert(0, "roomName is required".to_owned());
         }
         match room {
-            Some(room) if faults.is_empty() => Ok(Self {
-                room: RoomName::new(room),
-                participant,
-                track,
-                meeting,
-                sample_rate,
-                channels,
-                group_seconds,
-                analyse,
-                mix,
-                ticket: get(&["ticket"]).map(str::to_owned),
-            }),
+            Some(room) if faults.is_empty() => {
+                Ok(Self { room: RoomName::new(room), participant, track, meeting, sample_rate, channels, group_seconds, analyse, mix, codec, ticket })
+            }
             Some(_) | None => Err(ApiError::new(ErrorCode::InvalidRequest, faults.join("; "))),
         }
     }
@@ -92,6 +106,7 @@ impl IngestQuery {
             group_seconds: ticket.group_seconds.or(self.group_seconds),
             analyse: ticket.analyse.or(self.analyse),
             mix: ticket.mix.or(self.mix),
+            codec: ticket.codec.or(self.codec),
             ticket: self.ticket,
         }
     }
@@ -159,6 +174,26 @@ mod tests {
             IngestQuery::parse(&format!("roomName=r&{good}")).expect(good);
         }
         IngestQuery::parse(&format!("roomName={}", "x".repeat(1_025))).expect_err("too long");
+    }
+
+    #[test]
+    fn video_names_its_codec_or_has_a_ticket() {
+        let parse = |query: &str| IngestQuery::parse_of(TicketKind::Video, query);
+        for (text, codec) in [("h264", VideoCodec::H264), ("vp8", VideoCodec::Vp8), ("vp9", VideoCodec::Vp9)] {
+            assert_eq!(parse(&format!("roomName=r&codec={text}")).expect("a query").codec, Some(codec));
+        }
+        assert_eq!(parse("roomName=r&ticket=t").expect("the ticket may say it").codec, None);
+        for (bad, fault) in [
+            ("roomName=r", CODEC_IS_REQUIRED),
+            ("roomName=r&codec=", CODEC_IS_REQUIRED),
+            ("codec=vp8", "roomName is required"),
+            ("roomName=r&codec=av1&ticket=t", "codec must be h264, vp8 or vp9"),
+            ("codec=H264", "roomName is required; codec must be h264, vp8 or vp9"),
+        ] {
+            let error = parse(bad).expect_err(bad).to_string();
+            assert!(error.contains(fault), "{bad}: {error}");
+        }
+        assert_eq!(IngestQuery::parse("roomName=r&codec=opus").expect("audio has none").codec, None);
     }
 
     #[test]

@@ -29,11 +29,7 @@ pub struct DoorCounts {
 impl DoorCounts {
     pub fn registered(metrics: &Metrics) -> Self {
         Self {
-            refused_connections: metrics.counters_by(
-                "refused_connections",
-                "reason",
-                "Audio connections that were refused, by the code of the problem",
-            ),
+            refused_connections: metrics.counters_by("refused_connections", "reason", "Connections that were refused, by the code of the problem"),
             webhooks: metrics.counters_by("webhooks", "outcome", "Webhooks that were answered, by what was answered"),
         }
     }
@@ -67,6 +63,18 @@ pub fn register_kept(metrics: &Metrics, budget: &Arc<SpoolBudget>, lag: &Arc<Wri
     metrics.process_gauge_of("process_resident_memory_bytes", "Memory of the process", || resident_bytes().map_or(f64::NAN, float));
     metrics.process_gauge_of("process_open_fds", "Files and sockets that the process has open", || open_files().map_or(f64::NAN, float));
     metrics.process_gauge_of("process_max_fds", "Files and sockets that it may have open", || max_files().map_or(f64::NAN, float));
+}
+
+/// The room for video, which may be on another disk.
+pub fn register_video_disk(metrics: &Metrics, disk: &Arc<Disk>) {
+    let of_space = |name, help, read: fn(Space) -> f64| {
+        let disk = Arc::clone(disk);
+        metrics.gauge_of(name, help, move || disk.space().map_or(f64::NAN, read));
+    };
+    of_space("video_disk_free_bytes", "What is free for this server where video goes", |space| float(space.free_bytes));
+    of_space("video_recordings_refused", "1 while new recordings of video are refused for want of space, else 0", |space| {
+        f64::from(u8::from(space.is_low()))
+    });
 }
 
 fn resident_bytes() -> Option<u64> {

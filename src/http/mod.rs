@@ -1,5 +1,6 @@
 //! The doors: the only code that sees requests. This is the route table, grouped by caller.
 
+mod admission;
 pub mod api;
 mod auth;
 mod body;
@@ -11,6 +12,7 @@ mod intake;
 pub mod low_water;
 pub mod metrics;
 pub mod storage;
+mod video_socket;
 mod webhook;
 pub mod ws_guard;
 
@@ -63,6 +65,8 @@ pub struct Doors {
     pub ws_base: Option<String>,
     pub health: Health,
     pub storage: Arc<Storage>,
+    /// The same for video.
+    pub video_storage: Arc<Storage>,
     pub metrics: Metrics,
     pub counts: DoorCounts,
 }
@@ -77,6 +81,8 @@ pub fn routes(config: &mut web::ServiceConfig, http: &HttpConfig) {
         // LiveKit
         .service(resource("/livekit/webhook").route(web::post().to(webhook::receive)))
         .service(resource("/egress-audio").route(web::get().to(egress_socket::egress_audio)))
+        // bridges
+        .service(resource("/egress-video").route(web::get().to(video_socket::egress_video)))
         // operators
         .service(resource("/metrics").route(web::get().to(metrics::show)).wrap(from_fn(auth::require_admin)))
         .service(

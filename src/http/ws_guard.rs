@@ -149,7 +149,7 @@ impl<S> WsGuard<S> {
 
     /// Whether the sender's pace allows this frame now; else when.
     fn pace(&mut self, header: Header, now: Instant) -> Result<(), Instant> {
-        #[expect(clippy::as_conversions, reason = "at most 64 KiB: exact in an f64")]
+        #[expect(clippy::as_conversions, reason = "at most 2 MiB: exact in an f64")]
         let bytes = header.payload_bytes as f64;
         let wait = self.bytes.wait_for(bytes, now).max(self.frames.wait_for(1.0, now));
         if wait.is_zero() {

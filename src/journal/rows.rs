@@ -15,7 +15,7 @@ use crate::ids::{SegmentId, TicketId};
 #[serde(rename_all = "camelCase")]
 pub struct OpenedSegment {
     pub id: SegmentId,
-    /// Below the audio directory.
+    /// Below the directory of its kind.
     pub path: String,
     pub format: PcmFormat,
     pub started_at: DateTime<Utc>,

@@ -86,6 +86,42 @@ impl JoinedReader {
     }
 }
 
+/// Reads a range of one file as it is.
+#[derive(Debug)]
+pub struct FileReader {
+    root: Root,
+    path: PathBuf,
+    open: Option<File>,
+    rest: Range<u64>,
+}
+
+impl FileReader {
+    pub fn new(root: Root, path: PathBuf, range: Range<u64>) -> Self {
+        Self { root, path, open: None, rest: range }
+    }
+
+    /// The next bytes, none at the end of the range.
+    ///
+    /// # Errors
+    /// What the file system says, with the file's name; [`io::ErrorKind::UnexpectedEof`] for a file that is shorter.
+    pub fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+        let length = usize::try_from(self.rest.end.saturating_sub(self.rest.start)).unwrap_or(usize::MAX).min(CHUNK_BYTES);
+        if length == 0 {
+            return Ok(None);
+        }
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display()));
+        let file = match self.open.take() {
+            Some(file) => file,
+            None => self.root.open_file(&self.path).map_err(named)?,
+        };
+        let mut chunk = vec![0; length];
+        file.read_exact_at(&mut chunk, self.rest.start).map_err(named)?;
+        self.open = Some(file);
+        self.rest.start += u64::try_from(length).unwrap_or(u64::MAX);
+        Ok(Some(chunk.into()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -119,6 +119,11 @@ impl VideoFile {
         self.started_at
     }
 
+    /// The meeting's directory, which holds the file whatever its path means by now.
+    pub fn directory(&self) -> Directory {
+        self.directory.clone()
+    }
+
     /// Keeps repairs away for as long as it is held, also from the sealed file.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ use crate::recording::path::below;
 use crate::recording::repair::look;
 use crate::recording::root::Root;
 use crate::recording::sidecar::{MediaFormat, Sidecar};
+use crate::video::codec::Container;
 
 /// Rows that are read at once.
 const PAGE: i64 = 100;
@@ -39,6 +40,13 @@ pub struct Shelf {
     pub format: &'static str,
     pub media: MediaFormat,
     pub root: Root,
+}
+
+impl Shelf {
+    /// Another kind of files may be in the same directory.
+    pub fn holds(&self, path: &Path) -> bool {
+        Container::of(path).as_str() == self.format
+    }
 }
 
 /// The thread's handle. It ends with [`Hasher::stop`], or with the process.
@@ -159,9 +167,11 @@ impl Worker {
 
     /// Finished files that the database does not know: found once, by looking.
     async fn strays(&self) -> Result<(), DbError> {
-        for shelf in self.shelves.iter().filter(|shelf| shelf.media == MediaFormat::Wav) {
+        for shelf in &self.shelves {
             let relative = |path: &Path| path.strip_prefix(shelf.root.path()).unwrap_or(path).to_string_lossy().into_owned();
-            for paths in look(shelf.root.path()).sealed.chunks(ASKED) {
+            let mut sealed = look(shelf.root.path()).sealed;
+            sealed.retain(|path| shelf.holds(path));
+            for paths in sealed.chunks(ASKED) {
                 let names: Vec<String> = paths.iter().map(|path| relative(path)).collect();
                 let known: HashSet<String> = self.store.paths_with_rows(shelf.format, names).await?.into_iter().collect();
                 for path in paths.iter().filter(|path| !known.contains(&relative(path))) {

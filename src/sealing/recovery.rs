@@ -10,6 +10,7 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 
 use super::closed_by;
+use super::hasher::Shelf;
 use crate::audio::format::PcmFormat;
 use crate::db::rows::seals::{Seal, SegmentInContext};
 use crate::db::rows::{ClosedSegment, EndReason};
@@ -17,9 +18,8 @@ use crate::db::{DbError, Store};
 use crate::ids::{RecordingId, SegmentId};
 use crate::recording::path::below;
 use crate::recording::repair::{Adopted, Found, Interrupted, Mode, Outcome, adopt, look, repair_all};
+use crate::video::codec::Container;
 
-/// The format whose files are repaired here.
-const FORMAT: &str = "wav";
 /// Rows that one transaction ends: few commits, none of them long.
 const ROWS_AT_ONCE: usize = 250;
 
@@ -27,11 +27,23 @@ const ROWS_AT_ONCE: usize = 250;
 ///
 /// # Errors
 /// What the database says. What is wrong with a file is logged.
-pub async fn recover(store: &Store, audio_dir: &Path) -> Result<(), DbError> {
+pub async fn recover(store: &Store, shelves: &[Shelf]) -> Result<(), DbError> {
+    for shelf in shelves {
+        recover_files(store, shelf).await?;
+    }
+    let recordings: Vec<RecordingId> = store.open_recordings().await?.into_iter().map(RecordingId::new).collect();
+    for recordings in recordings.chunks(ROWS_AT_ONCE) {
+        store.close_crashed_recordings(recordings.to_vec()).await?;
+    }
+    Ok(())
+}
+
+async fn recover_files(store: &Store, shelf: &Shelf) -> Result<(), DbError> {
     let started = Instant::now();
-    let open = store.interrupted_segments(FORMAT).await?;
-    let unknown = files_without_rows(store, audio_dir, &open).await?;
-    let files: Vec<Interrupted> = open.iter().map(|row| interrupted(row, audio_dir)).chain(unknown.into_iter().map(Interrupted::file)).collect();
+    let open = store.interrupted_segments(shelf.format).await?;
+    let unknown = files_without_rows(store, shelf, &open).await?;
+    let rows_files = open.iter().map(|row| interrupted(row, shelf.root.path()));
+    let files: Vec<Interrupted> = rows_files.chain(unknown.into_iter().map(Interrupted::file)).collect();
     if !files.is_empty() {
         let (files, outcomes) = tokio::task::spawn_blocking(move || {
             let outcomes = repair_all(&files, Mode::Repair, || {});
@@ -50,18 +62,14 @@ pub async fn recover(store: &Store, audio_dir: &Path) -> Result<(), DbError> {
         }
         log::warn!("closed the segments that an earlier run left open segments={ended} took_ms={}", started.elapsed().as_millis());
     }
-    let recordings: Vec<RecordingId> = store.open_recordings().await?.into_iter().map(RecordingId::new).collect();
-    for recordings in recordings.chunks(ROWS_AT_ONCE) {
-        store.close_crashed_recordings(recordings.to_vec()).await?;
-    }
     Ok(())
 }
 
-fn interrupted(row: &SegmentInContext, audio_dir: &Path) -> Interrupted {
+fn interrupted(row: &SegmentInContext, directory: &Path) -> Interrupted {
     let segment = &row.segment;
     Interrupted {
         // A path that leaves the directory is none: there is no such file.
-        path: below(audio_dir, &segment.path).unwrap_or_default(),
+        path: below(directory, &segment.path).unwrap_or_default(),
         segment_id: Some(SegmentId::new(segment.id.clone())),
         meeting_id: Some(row.meeting_id.clone()),
         room_name: Some(row.room_name.clone()),
@@ -98,7 +106,8 @@ fn closed(row: &SegmentInContext, outcome: std::io::Result<Outcome>, path: &Path
         }
     }
     let seal = Seal { recovered: true, ..Seal::default() };
-    let format = format_of(row).unwrap_or(PcmFormat::LIVEKIT);
+    let is_video = Container::of(&row.segment.path).is_video();
+    let format = format_of(row).unwrap_or(if is_video { PcmFormat::NONE } else { PcmFormat::LIVEKIT });
     let ended_at = modified(path).unwrap_or(row.segment.started_at.and_utc());
     Some(ClosedSegment { id, format, frames: 0, bytes: 0, ended_at, reason: EndReason::Crashed, gaps: Vec::new(), seal })
 }
@@ -108,14 +117,15 @@ fn modified(path: &Path) -> Option<DateTime<Utc>> {
 }
 
 /// Files without a sidecar that no row speaks of. Those that have ended rows are finished, if without a sidecar.
-async fn files_without_rows(store: &Store, audio_dir: &Path, open: &[SegmentInContext]) -> Result<Vec<PathBuf>, DbError> {
-    let directory = audio_dir.to_owned();
-    let unsealed = tokio::task::spawn_blocking(move || named(look(&directory))).await?;
+async fn files_without_rows(store: &Store, shelf: &Shelf, open: &[SegmentInContext]) -> Result<Vec<PathBuf>, DbError> {
+    let directory = shelf.root.path().to_owned();
+    let mut unsealed = tokio::task::spawn_blocking(move || named(look(&directory))).await?;
+    unsealed.retain(|path| shelf.holds(path));
     let mut known: HashSet<String> = open.iter().map(|row| row.segment.path.clone()).collect();
-    let relative = |path: &Path| path.strip_prefix(audio_dir).unwrap_or(path).to_string_lossy().into_owned();
+    let relative = |path: &Path| path.strip_prefix(shelf.root.path()).unwrap_or(path).to_string_lossy().into_owned();
     let asked: Vec<String> = unsealed.iter().map(|path| relative(path)).filter(|path| !known.contains(path)).collect();
     for paths in asked.chunks(ROWS_AT_ONCE) {
-        known.extend(store.paths_with_rows(FORMAT, paths.to_vec()).await?);
+        known.extend(store.paths_with_rows(shelf.format, paths.to_vec()).await?);
     }
     Ok(unsealed.into_iter().filter(|path| !known.contains(&relative(path))).collect())
 }

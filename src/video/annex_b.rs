@@ -74,6 +74,26 @@ pub fn can_start(message: &[u8]) -> bool {
     units.into_iter().find(|unit| matches!(*unit, SLICE | PARTITION_A | IDR_SLICE | SEQUENCE)) == Some(SEQUENCE)
 }
 
+/// A whole stream cut into access units: each has one picture, and what belongs in front of it.
+pub fn access_units(stream: &[u8]) -> Vec<&[u8]> {
+    let (mut cuts, mut has_slice) = (vec![0], false);
+    for (at, window) in stream.windows(5).enumerate() {
+        let [0, 0, START, header, first] = *window else { continue };
+        let is_slice = matches!(unit_type(header), SLICE | PARTITION_A | IDR_SLICE);
+        // Supplements, parameter sets and delimiters stand in front of a picture.
+        let begins = if is_slice { first >> 7 == 1 } else { (6..=9).contains(&unit_type(header)) };
+        if begins && has_slice {
+            // A start code may have a third zero.
+            let start = at.checked_sub(1).filter(|before| stream.get(*before) == Some(&0)).unwrap_or(at);
+            cuts.push(start);
+            has_slice = false;
+        }
+        has_slice |= is_slice;
+    }
+    cuts.push(stream.len());
+    cuts.iter().zip(cuts.iter().skip(1)).filter_map(|(start, end)| stream.get(*start..*end)).filter(|unit| !unit.is_empty()).collect()
+}
+
 fn unit_type(header: u8) -> u8 {
     header & 0x1f
 }
@@ -118,6 +138,15 @@ mod tests {
         assert!(!can_start(&STREAM[26..]), "a picture that builds on others");
         assert!(!can_start(&STREAM[4..]), "the middle of a unit");
         assert!(!can_start(&[]));
+    }
+
+    #[test]
+    fn access_units_begin_with_what_belongs_to_their_picture() {
+        let stream = [&STREAM[..], &STREAM[..]].concat();
+        let units = access_units(&stream);
+        assert_eq!(units.iter().map(|unit| unit.len()).collect::<Vec<_>>(), [26, 7, 26, 7]);
+        assert_eq!(units.concat(), stream);
+        assert!(access_units(&[]).is_empty());
     }
 
     #[test]

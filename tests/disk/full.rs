@@ -60,7 +60,7 @@ async fn d6_a_full_disk_loses_only_what_the_spool_cannot_hold_and_recording_goes
     let lost = metric(&app, "live_meeting_lost_bytes_total").await as usize;
     // 16 MiB came, 8 wait; a page of either file may have had room for more.
     assert!((16 * MIB - spool - 65_536..=16 * MIB - spool + 40_000).contains(&lost), "{lost}");
-    assert!(reasons(&app).await.iter().any(|reason| reason.starts_with("audio: it is being lost")), "{:?}", reasons(&app).await);
+    assert!(reasons(&app).await.iter().any(|reason| reason.starts_with("audio or video: it is being lost")), "{:?}", reasons(&app).await);
     let (used, size) = (metric(&app, "live_meeting_spool_used_bytes").await, metric(&app, "live_meeting_spool_size_bytes").await);
     assert!(used <= size && size == spool as f64 && used > 0.9 * size, "{used} of {size}");
     assert_eq!(metric(&app, "live_meeting_live_tracks").await, 2.0);

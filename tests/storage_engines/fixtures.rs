@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use live_meeting::audio::format::PcmFormat;
 use live_meeting::db::rows::events::{Applied, Arrival, StoredBody};
 use live_meeting::db::rows::seals::Seal;
-use live_meeting::db::rows::{ClosedSegment, EndReason, NewRecording, NewSegment, Page};
+use live_meeting::db::rows::{ClosedSegment, EndReason, NewRecording, NewSegment, Page, TrackKind};
 use live_meeting::db::{DbError, Store};
 use live_meeting::ids::{EventId, Identity, MeetingId, ParticipantSid, RecordingId, RoomName, RoomSid, SegmentId, TicketId, TrackSid};
 use live_meeting::session::event::{EventKind, Participant, Room, SessionEvent, Track};
@@ -87,6 +87,7 @@ pub fn new_recording(meeting: &str, room: &str, started_at: DateTime<Utc>) -> Ne
         room: RoomName::new(room),
         participant: Some(Identity::new("ana")),
         track: Some(TrackSid::new("TR_1")),
+        kind: TrackKind::Audio,
         started_at,
     }
 }

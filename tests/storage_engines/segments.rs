@@ -2,11 +2,11 @@
 
 use live_meeting::audio::format::PcmFormat;
 use live_meeting::db::DbError;
-use live_meeting::db::rows::{ClosedSegment, EndReason, Gap, GapReason, NewSegment};
-use live_meeting::ids::{RecordingId, SegmentId};
+use live_meeting::db::rows::{ClosedSegment, EndReason, Gap, GapReason, NewRecording, NewSegment, Page, TrackKind};
+use live_meeting::ids::{MeetingId, RecordingId, SegmentId};
 
 use super::engine::TestDatabase;
-use super::fixtures::{at, closed, new_segment, open_recording, open_segment};
+use super::fixtures::{at, closed, new_recording, new_segment, open_recording, open_segment};
 
 pub async fn a_ticket_opens_one_segment_ever(db: &TestDatabase) {
     let store = db.store().await;
@@ -46,6 +46,22 @@ pub async fn the_first_ending_of_a_segment_stays(db: &TestDatabase) {
     assert_eq!((row.sample_rate, row.channels, row.frames, row.bytes), (44_100, 1, 5_000_000_000, 20_000_000_000));
     assert_eq!((row.ended_at, row.end_reason.as_deref()), (Some(at(7).naive_utc()), Some("lost")));
     assert_eq!(row.gaps, r#"[{"startFrame":48,"frames":96,"reason":"overload"},{"startFrame":480,"frames":5,"reason":"muted"}]"#);
+}
+
+pub async fn video_is_told_from_audio_by_its_files(db: &TestDatabase) {
+    let store = db.store().await;
+    let new = NewRecording { kind: TrackKind::Video, ..new_recording("RM_1", "room", at(0)) };
+    let recording = store.open_recording(new).await.unwrap().id;
+    for extension in ["h264", "ivf"] {
+        let new = new_segment(&recording, 0, None);
+        let (id, path) = (new.id.clone(), format!("meeting/x.{extension}"));
+        store.open_segment(NewSegment { path: path.clone(), format: PcmFormat::NONE, ..new }).await.unwrap();
+        store.close_segment(ClosedSegment { format: PcmFormat::NONE, ..closed(&id, 1, EndReason::Closed) }).await.unwrap();
+        let row = store.segment(id).await.unwrap().unwrap();
+        assert_eq!((row.format.as_str(), row.path, row.sample_rate, row.channels), (extension, path, 0, 0));
+    }
+    let tracks = store.tracks(MeetingId::new("RM_1"), Page { limit: 10, after: None }).await.unwrap();
+    assert_eq!(tracks.iter().map(|track| track.kind.as_str()).collect::<Vec<_>>(), ["VIDEO"]);
 }
 
 pub async fn only_segments_without_an_end_are_open(db: &TestDatabase) {

@@ -9,3 +9,4 @@ pub mod livekit_proxy;
 pub mod machine;
 pub mod strace;
 pub mod test_app;
+pub mod video;

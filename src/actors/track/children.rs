@@ -22,7 +22,7 @@ use crate::ids::{Identity, SegmentId, TrackSid};
 use crate::recording::path::SegmentName;
 
 /// 5 in 60 s, then the track fails; the next segment opens at once.
-const WRITER_RESTARTS: RestartPolicy =
+pub(super) const WRITER_RESTARTS: RestartPolicy =
     RestartPolicy { intensity: 5, window: Duration::from_secs(60), first_backoff: Duration::ZERO, max_backoff: Duration::ZERO };
 const ANALYSIS_RESTARTS: RestartPolicy =
     RestartPolicy { intensity: 5, window: Duration::from_secs(60), first_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(30) };
@@ -39,19 +39,26 @@ pub(super) enum ChildKind {
     Buffer,
     Writer,
     Analysis,
+    VideoWriter,
 }
 
 impl TrackActor {
+    /// What its files are named after.
+    pub(super) fn segment_name(&self) -> SegmentName {
+        let TrackIdentity { meeting, room, participant, track, .. } = self.params.identity.clone();
+        SegmentName {
+            meeting: meeting.into_string(),
+            room: room.into_string(),
+            participant: participant.map(Identity::into_string),
+            track: track.map(TrackSid::into_string),
+        }
+    }
+
     pub(super) fn start_children(&mut self, ctx: &mut Context<Self>) {
         let resources = Arc::clone(&self.params.resources);
-        let TrackIdentity { meeting, room, participant, track, session_started_at } = &self.params.identity;
+        let TrackIdentity { meeting, participant, track, session_started_at, .. } = &self.params.identity;
         let log = resources.pipeline_log.of_track(meeting.as_str(), participant.as_ref().map(Identity::as_str), track.as_ref().map(TrackSid::as_str));
-        let name = SegmentName {
-            meeting: meeting.as_str().to_owned(),
-            room: room.as_str().to_owned(),
-            participant: participant.clone().map(Identity::into_string),
-            track: track.clone().map(TrackSid::into_string),
-        };
+        let name = self.segment_name();
         let (rows, stats, shared) = (self.rows.clone(), Arc::clone(&self.params.stats), Arc::clone(&resources));
         let (segment, taken, session_started_at) = (Rc::clone(&self.segment), Arc::clone(&self.taken), *session_started_at);
         let clock = self.params.clock;
@@ -135,7 +142,7 @@ impl TrackActor {
     }
 
     /// Waits for a child's end, which only the supervisor may judge.
-    fn watch(kind: ChildKind, generation: u32, running: JoinHandle<()>, ctx: &mut Context<Self>) {
+    pub(super) fn watch(kind: ChildKind, generation: u32, running: JoinHandle<()>, ctx: &mut Context<Self>) {
         ctx.spawn(running.into_actor_outcome(kind, generation));
     }
 
@@ -155,6 +162,7 @@ impl TrackActor {
                 self.replace_failed_writer(generation, "it panicked", ctx);
             }
             ChildKind::Analysis => self.restart_analysis(generation, ctx),
+            ChildKind::VideoWriter => self.video_writer_panicked(generation, ctx),
         }
     }
 

@@ -19,7 +19,7 @@ use crate::db::rows::EndReason;
 /// How long a socket may take to hand over its last 100 ms.
 const TAIL_DEADLINE: Duration = Duration::from_millis(250);
 /// How long the buffer may take to empty itself, and a segment to be sealed, when the track ends: both within a shutdown's 10 s.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(4);
+pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(4);
 /// How long the end waits for the rows; they go on without it.
 const ROWS_DEADLINE: Duration = Duration::from_secs(2);
 /// How long the service may take to answer what is left.
@@ -60,6 +60,9 @@ impl TrackActor {
         if let Err(error) = self.params.ending.try_send(ending) {
             log::warn!("the end of a track is not told early connection={} error={error}", self.params.connection);
         }
+        if self.video.is_some() {
+            return self.drain_video(reason, ctx);
+        }
         if let Some(torn) = self.mixdown.as_ref().map(Mixdown::torn_bytes).filter(|torn| *torn > 0) {
             log::warn!("the last frame of a track was torn and is left out bytes={torn}");
         }
@@ -87,29 +90,32 @@ impl TrackActor {
                 let sealed = async move { tokio::join!(earlier, last) };
                 async move { tokio::time::timeout(DRAIN_DEADLINE, sealed).await.is_ok() }.into_actor(track)
             })
-            .then(|sealed, track, _| {
-                if !sealed {
-                    log::error!("a segment was not sealed in time connection={}", track.params.connection);
-                }
-                if let Some((_, end @ None)) = track.mute_spans.last_mut() {
-                    *end = Some(track.params.stats.position_bytes());
-                }
-                track.tell_facts();
-                track.rows.end();
-                let rows = track.rows.clone();
-                async move { tokio::time::timeout(ROWS_DEADLINE, rows.flushed()).await.is_ok() }.into_actor(track)
-            })
-            .map(|flushed, track, ctx| {
-                if !flushed {
-                    log::warn!("the rows of a track follow later connection={}", track.params.connection);
-                }
-                track.on(TrackEvent::Drained, ctx);
-            });
+            .map(|sealed, track, ctx| track.settle_rows(sealed, ctx));
         ctx.spawn(drained);
     }
 
+    /// The last step of an end: what is known goes into the rows.
+    pub(super) fn settle_rows(&mut self, sealed: bool, ctx: &mut Context<Self>) {
+        if !sealed {
+            log::error!("a segment was not sealed in time connection={}", self.params.connection);
+        }
+        if let Some((_, end @ None)) = self.mute_spans.last_mut() {
+            *end = Some(self.params.stats.position_bytes());
+        }
+        self.tell_facts();
+        self.rows.end();
+        let rows = self.rows.clone();
+        let flushed = async move { tokio::time::timeout(ROWS_DEADLINE, rows.flushed()).await.is_ok() };
+        ctx.spawn(flushed.into_actor(self).map(|flushed, track, ctx| {
+            if !flushed {
+                log::warn!("the rows of a track follow later connection={}", track.params.connection);
+            }
+            track.on(TrackEvent::Drained, ctx);
+        }));
+    }
+
     /// Lets the analysis have its last answers, beside everything else. The actor ends with it.
-    fn finish_analysis(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
+    pub(super) fn finish_analysis(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
         let analysis = self.children.as_ref().and_then(|children| children.analysis.as_ref()).map(|child| child.addr().clone());
         let deadline = if reason == EndReason::Shutdown { ANALYSIS_SHUTDOWN_DEADLINE } else { ANALYSIS_DEADLINE };
         let (done, finished) = oneshot::channel();
@@ -147,7 +153,7 @@ impl TrackActor {
         if let Some(Err(SendError::Full(_))) = self.socket.take().map(|socket| socket.close.try_send(CloseSocket { reason })) {
             log::warn!("a socket does not take its order to close connection={}", self.params.connection);
         }
-        if self.children.is_none() {
+        if self.children.is_none() && self.video.is_none() {
             ctx.stop();
         }
     }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::actors::child::{backoff, jitter};
-use crate::db::rows::{ClosedSegment, EndReason, NewRecording, TrackFacts};
+use crate::db::rows::{ClosedSegment, EndReason, NewRecording, TrackFacts, TrackKind};
 use crate::db::{DbError, Store};
 use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, TicketId, TrackSid, new_row_id};
 use crate::journal::rows::{ConnectionRows, Measured, OpenedSegment, RowOp, RowRecord, Written};
@@ -22,6 +22,7 @@ use crate::journal::{Behind, Journal, Record};
 use crate::recording::path::below;
 use crate::recording::repair::{Interrupted, Outcome, repair};
 use crate::sealing::closed_by;
+use crate::video::codec::Container;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Replies of an analysis service that wait for the database: ten minutes of them, in groups of 2 s.
@@ -68,7 +69,7 @@ impl RowLog {
     pub fn start(
         store: Store,
         journal: Journal,
-        audio_dir: PathBuf,
+        dir: PathBuf,
         identity: TrackIdentity,
         ticket: Option<TicketId>,
         spent: oneshot::Sender<()>,
@@ -78,7 +79,7 @@ impl RowLog {
         let keeper = Keeper {
             store: store.clone(),
             journal,
-            audio_dir,
+            dir,
             identity,
             connection: new_row_id(),
             ticket,
@@ -150,7 +151,7 @@ impl RowLog {
 struct Keeper {
     store: Store,
     journal: Journal,
-    audio_dir: PathBuf,
+    dir: PathBuf,
     identity: TrackIdentity,
     /// In the journal.
     connection: String,
@@ -184,7 +185,8 @@ impl Keeper {
                 self.open.push(segment.clone());
                 if self.rows.is_none() {
                     let TrackIdentity { meeting, room, participant, track, .. } = self.identity.clone();
-                    let recording = NewRecording { id: RecordingId::fresh(), meeting, room, participant, track, started_at: segment.started_at };
+                    let (id, kind) = (RecordingId::fresh(), TrackKind::of(Container::of(&segment.path)));
+                    let recording = NewRecording { id, meeting, room, participant, track, kind, started_at: segment.started_at };
                     self.rows = Some(ConnectionRows { recording, opened: None });
                 }
                 let ticket = self.ticket.take();
@@ -237,7 +239,7 @@ impl Keeper {
 
     fn interrupted(&self, segment: &OpenedSegment) -> Interrupted {
         Interrupted {
-            path: below(&self.audio_dir, &segment.path).unwrap_or_default(),
+            path: below(&self.dir, &segment.path).unwrap_or_default(),
             segment_id: Some(segment.id.clone()),
             meeting_id: Some(self.identity.meeting.as_str().to_owned()),
             room_name: Some(self.identity.room.as_str().to_owned()),

@@ -6,6 +6,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::children::ChildKind;
+use super::video::VideoArrived;
 use super::*;
 use crate::actors::session_registry::{SessionRegistry, TrackEnding};
 use crate::actors::wav_writer::Panic;
@@ -15,7 +16,9 @@ use crate::clock::Clock;
 use crate::config::{Config, DatabaseUrl, Secret};
 use crate::db::rows::{Page, RecordingRow, SegmentRow};
 use crate::ids::{MeetingId, RoomName, TrackSid};
+use crate::recording::ivf::Unframer;
 use crate::recording::syncer::Syncer;
+use crate::recording::video_stream::Arrival;
 
 /// Makes a child, or the track itself, panic.
 #[derive(Message)]
@@ -32,9 +35,12 @@ impl Handler<PanicIn> for TrackActor {
     type Result = ();
 
     fn handle(&mut self, PanicIn(victim): PanicIn, _: &mut Context<Self>) {
+        if let (Victim::Child(ChildKind::VideoWriter), Some(video)) = (victim, &self.video) {
+            return video.writer.addr().do_send(Panic);
+        }
         let children = self.children.as_ref().expect("children");
         match victim {
-            Victim::Track => panic!("as asked"),
+            Victim::Track | Victim::Child(ChildKind::VideoWriter) => panic!("as asked"),
             Victim::Child(ChildKind::Buffer) => children.buffer.addr().do_send(Panic),
             Victim::Child(ChildKind::Writer) => children.writer.addr().do_send(Panic),
             Victim::Child(ChildKind::Analysis) => {
@@ -102,6 +108,7 @@ impl Stage {
             audio_dir: dir.path().join("audio"),
             root: Root::open(&dir.path().join("audio")).expect("a root"),
             totals: Arc::default(),
+            video_root: Root::open(&dir.path().join("video")).expect("a root"),
             ingest: config.ingest,
             recording: config.recording,
             analysis: config.analysis,
@@ -119,6 +126,14 @@ impl Stage {
     }
 
     async fn track(&self, sid: &str) -> Track {
+        self.launch(sid, TrackStats::new(PcmFormat::LIVEKIT, Arc::default()), None).await
+    }
+
+    async fn video_track(&self, sid: &str) -> Track {
+        self.launch(sid, TrackStats::of_video(VideoCodec::Vp8, Arc::default()), Some(VideoCodec::Vp8)).await
+    }
+
+    async fn launch(&self, sid: &str, stats: TrackStats, video: Option<VideoCodec>) -> Track {
         let identity = TrackIdentity {
             meeting: MeetingId::new("RM"),
             room: RoomName::new("room"),
@@ -126,7 +141,7 @@ impl Stage {
             track: Some(TrackSid::new(sid)),
             session_started_at: None,
         };
-        let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT, Arc::default()));
+        let stats = Arc::new(stats);
         let reserve = crate::actors::session_registry::ReserveTrack {
             identity: identity.clone(),
             ticket: None,
@@ -138,12 +153,13 @@ impl Stage {
             connection,
             identity,
             ticket: None,
-            format: PcmFormat::LIVEKIT,
+            format: stats.format(),
             from_livekit: true,
             group_seconds: 2.0,
             analyse: true,
             mix: None,
             clock: Clock::start(),
+            video,
             stats: Arc::clone(&stats),
             resources: Arc::clone(&self.resources),
             ending: self.probe.clone().recipient(),
@@ -171,6 +187,15 @@ impl Stage {
         tokio::time::timeout(Duration::from_secs(20), find).await.expect("the rows are as expected in the end")
     }
 
+    /// The pictures of segments, joined.
+    fn video(&self, segments: &[SegmentRow]) -> Vec<u8> {
+        let pictures = |segment: &SegmentRow| {
+            let file = std::fs::read(self.dir.path().join("video").join(&segment.path)).expect("a file");
+            Unframer::default().push(&file).expect("IVF").into_iter().flat_map(|picture| picture.data)
+        };
+        segments.iter().flat_map(pictures).collect()
+    }
+
     /// The PCM of segments, joined.
     fn audio(&self, segments: &[SegmentRow]) -> Vec<u8> {
         let path = |segment: &SegmentRow| -> PathBuf { self.dir.path().join("audio").join(&segment.path) };
@@ -188,6 +213,16 @@ impl Track {
         self.sent.extend(&audio);
         let message = AudioArrived { audio: audio.into(), arrived: Instant::now(), read: Instant::now(), arrived_at: Utc::now() };
         self.addr.send(message).await.expect("the track lives");
+    }
+
+    /// Pictures that build on others, each of its own length and content.
+    async fn send_pictures(&mut self, count: u8) {
+        for picture in 0..count {
+            let message = vec![0x11 | picture << 4; 100 + usize::from(picture)];
+            self.sent.extend(&message);
+            let arrival = Arrival { at: Instant::now(), wall: Utc::now() };
+            self.addr.send(VideoArrived { message: message.into(), arrival }).await.expect("the track lives");
+        }
     }
 
     async fn until_written(&self) {
@@ -305,4 +340,39 @@ async fn a_dead_track_is_told_to_the_registry_and_its_row_is_closed_by_the_file(
     tokio::time::timeout(Duration::from_secs(20), ended).await.expect("the recording ends too");
     assert_eq!((reasons(&segments), stage.audio(&segments)), (vec!["failed"], track.sent.clone()));
     assert_eq!(segments[0].frames, 10_000);
+}
+
+#[actix_rt::test]
+async fn i8_a_dead_video_writer_is_replaced_and_no_picture_is_lost() {
+    let stage = Stage::set().await;
+    let mut track = stage.video_track("TR_1").await;
+    track.send_pictures(5).await;
+    track.until_written().await;
+    track.kill(ChildKind::VideoWriter).await;
+    track.until("it is restarted", |stats| stats.writer_restarts.load(Relaxed) == 1).await;
+    stage.rows("TR_1", |segments| segments[0].end_reason.as_deref() == Some("failed")).await;
+    track.send_pictures(7).await;
+    track.finish().await;
+    let (recording, segments) = stage.rows("TR_1", |segments| segments.len() == 2 && segments.iter().all(|s| s.end_reason.is_some())).await;
+    assert_eq!(reasons(&segments), ["failed", "closed"]);
+    assert_eq!(segments.iter().map(|segment| (segment.format.as_str(), segment.frames)).collect::<Vec<_>>(), [("ivf", 5), ("ivf", 7)]);
+    assert_eq!(stage.video(&segments), track.sent);
+    assert!(recording.ended_at.is_some());
+}
+
+#[actix_rt::test]
+async fn i8_a_track_whose_video_writers_keep_dying_is_given_up() {
+    let mut stage = Stage::set().await;
+    let mut track = stage.video_track("TR_1").await;
+    for restarts in 1..=6 {
+        track.send_pictures(2).await;
+        track.until_written().await;
+        track.kill(ChildKind::VideoWriter).await;
+        if restarts <= 5 {
+            track.until("it is restarted", |stats| stats.writer_restarts.load(Relaxed) == restarts).await;
+        }
+    }
+    tokio::time::timeout(Duration::from_secs(20), stage.ended.recv()).await.expect("it ends").expect("told");
+    let (_, segments) = stage.rows("TR_1", |segments| segments.len() == 6 && segments.iter().all(|s| s.end_reason.is_some())).await;
+    assert_eq!(stage.video(&segments), track.sent, "everything until its end is kept");
 }

@@ -5,13 +5,14 @@ use std::path::Path;
 
 use super::Finding;
 use crate::app::{SERVER_ID_FILE, SERVER_ID_LENGTH};
-use crate::config::{Config, DatabaseUrl};
+use crate::config::{Config, DatabaseUrl, StorageConfig};
 use crate::db::rows::Host;
 use crate::db::{DbError, Store};
 use crate::ids::ServerId;
 use crate::keys;
 use crate::recording::path::below;
 use crate::recording::repair::look;
+use crate::video::codec::Container;
 
 /// Rows, or files, that are asked for at once.
 const PAGE: usize = 500;
@@ -57,37 +58,47 @@ pub(super) async fn find(config: &Config) -> Option<Finding> {
     }
     let Ok(Some(id)) = keys::load(&config.storage.dir.join(SERVER_ID_FILE)) else { return None };
     let server = ServerId::new(id.expose().chars().take(SERVER_ID_LENGTH).collect::<String>());
-    Some(match compare(url, server, &config.storage.audio_dir).await {
+    Some(match compare(url, server, &config.storage).await {
         Ok(missing) => tell(&missing),
         Err(error) => Finding::Fault(format!("cannot be compared with the rows: {error}")),
     })
 }
 
-async fn compare(url: &DatabaseUrl, server: ServerId, audio_dir: &Path) -> Result<Missing, DbError> {
+async fn compare(url: &DatabaseUrl, server: ServerId, storage: &StorageConfig) -> Result<Missing, DbError> {
     let store = Store::open(url, 1).await?.on_behalf_of(Host { server, autopilot: None });
     let mut missing = Missing::default();
+    for container in [Container::Wav, Container::H264, Container::Ivf] {
+        compare_files(&store, container, storage.dir_of(container), &mut missing).await?;
+    }
+    (missing.recovered, missing.suspect) = store.doubtful_files().await?;
+    Ok(missing)
+}
+
+async fn compare_files(store: &Store, container: Container, directory: &Path, missing: &mut Missing) -> Result<(), DbError> {
     let mut after = String::new();
     loop {
-        let rows = store.segment_files("wav", after, i64::try_from(PAGE).unwrap_or(i64::MAX)).await?;
+        let rows = store.segment_files(container.as_str(), after, i64::try_from(PAGE).unwrap_or(i64::MAX)).await?;
         let Some((last, _)) = rows.last() else { break };
         after = last.clone();
         for (_, path) in &rows {
-            if !below(audio_dir, path).is_some_and(|path| path.exists()) {
+            if !below(directory, path).is_some_and(|path| path.exists()) {
                 missing.rows_without_files.add(path);
             }
         }
     }
-    let found = look(audio_dir);
-    missing.unfinished = found.unsealed.len();
-    let relative = |path: &Path| path.strip_prefix(audio_dir).unwrap_or(path).to_string_lossy().into_owned();
+    let mut found = look(directory);
+    for files in [&mut found.unsealed, &mut found.sealed] {
+        files.retain(|file| Container::of(file) == container);
+    }
+    missing.unfinished += found.unsealed.len();
+    let relative = |path: &Path| path.strip_prefix(directory).unwrap_or(path).to_string_lossy().into_owned();
     let files: Vec<String> = found.sealed.iter().chain(&found.unsealed).map(|path| relative(path)).collect();
-    missing.files = files.len();
+    missing.files += files.len();
     for files in files.chunks(PAGE) {
-        let known: HashSet<String> = store.paths_with_rows("wav", files.to_vec()).await?.into_iter().collect();
+        let known: HashSet<String> = store.paths_with_rows(container.as_str(), files.to_vec()).await?.into_iter().collect();
         files.iter().filter(|file| !known.contains(*file)).for_each(|file| missing.files_without_rows.add(file));
     }
-    (missing.recovered, missing.suspect) = store.doubtful_files().await?;
-    Ok(missing)
+    Ok(())
 }
 
 fn tell(missing: &Missing) -> Finding {

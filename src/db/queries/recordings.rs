@@ -177,8 +177,8 @@ async fn find_or_make_track(connection: &mut Connection, session: Option<&Sessio
         tracks_table::room_name.eq(new.room.as_str()),
         tracks_table::sid.eq(new.track.as_ref().map(TrackSid::as_str)),
         tracks_table::identity.eq(new.participant.as_ref().map(Identity::as_str)),
-        // Only audio comes this way; the rest only a webhook knows.
-        tracks_table::kind.eq("AUDIO"),
+        // The rest only a webhook knows.
+        tracks_table::kind.eq(new.kind.as_str()),
         tracks_table::source.eq(""),
         tracks_table::name.eq(""),
         tracks_table::mime_type.eq(""),

@@ -9,6 +9,7 @@ use crate::db::DbError;
 use crate::db::rows::{ClosedSegment, Host, NewSegment, SegmentRow};
 use crate::db::schema::{recordings, segments};
 use crate::ids::{SegmentId, TicketId, TrackSid};
+use crate::video::codec::Container;
 
 /// Idempotent: a segment that is there already stays as it is.
 pub async fn open(connection: &mut Connection, new: &NewSegment, host: &Host) -> Result<(), DbError> {
@@ -16,7 +17,7 @@ pub async fn open(connection: &mut Connection, new: &NewSegment, host: &Host) ->
         segments::id.eq(new.id.as_str()),
         segments::recording_id.eq(new.recording.as_str()),
         segments::path.eq(&new.path),
-        segments::format.eq("wav"),
+        segments::format.eq(Container::of(&new.path).as_str()),
         segments::sample_rate.eq(small(new.format.sample_rate)),
         segments::channels.eq(i32::from(new.format.channels)),
         segments::frames.eq(0),

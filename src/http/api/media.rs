@@ -1,4 +1,4 @@
-//! What can be heard: a recording as one WAV file, whatever its segments, and each segment's file.
+//! What can be heard and seen: a recording as one WAV file, whatever its segments, and each segment's file. Video is not joined.
 //!
 //! Nothing is copied and nothing is kept in memory: each byte of the file has its place in a segment, a gap or the header. A file that grows is
 //! served as it is at the request.
@@ -6,6 +6,7 @@
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix_web::body::{self, SizedStream};
@@ -22,6 +23,7 @@ use sha2::{Digest, Sha256};
 
 use super::recordings::media_path;
 use super::timeline::{blocking, format_of, measured, spans_of};
+use crate::actors::track::TrackResources;
 use crate::audio::format::PcmFormat;
 use crate::db::rows::SegmentRow;
 use crate::http::Doors;
@@ -29,7 +31,8 @@ use crate::http::error::{ApiError, ErrorCode};
 use crate::ids::SegmentId;
 use crate::recording::joined::{Joined, Span};
 use crate::recording::root::Root;
-use crate::recording::segment_reader::JoinedReader;
+use crate::recording::segment_reader::{FileReader, JoinedReader};
+use crate::video::codec::Container;
 
 /// Says that a file has outgrown RIFF, which not every reader knows.
 const WAV_FORMAT: &str = "X-Wav-Format";
@@ -40,22 +43,22 @@ pub async fn of_recording(request: HttpRequest, id: web::Path<String>, doors: we
     if segments.is_empty() {
         return Err(ApiError::not_found("recording"));
     }
-    serve(&request, segments, &doors.tracks.root).await
+    serve(&request, segments, &doors.tracks).await
 }
 
 /// `GET /api/v1/segments/{id}/media`
 pub async fn of_segment(request: HttpRequest, id: web::Path<String>, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
     let segment = doors.store.segment(SegmentId::new(id.into_inner())).await?.ok_or_else(|| ApiError::not_found("segment"))?;
-    serve(&request, vec![segment], &doors.tracks.root).await
+    serve(&request, vec![segment], &doors.tracks).await
 }
 
-async fn serve(request: &HttpRequest, segments: Vec<SegmentRow>, root: &Root) -> Result<HttpResponse, ApiError> {
-    Media::look_up(measured(segments, root).await?, root).await?.answer(request)
+async fn serve(request: &HttpRequest, segments: Vec<SegmentRow>, tracks: &Arc<TrackResources>) -> Result<HttpResponse, ApiError> {
+    Media::look_up(measured(segments, tracks).await?, tracks).await?.answer(request)
 }
 
 /// What is there to be served, as it is in this moment.
 struct Media {
-    joined: Joined,
+    content: Content,
     root: Root,
     /// Those of the segments beneath the root, in the same order.
     files: Vec<PathBuf>,
@@ -63,11 +66,10 @@ struct Media {
 }
 
 impl Media {
-    async fn look_up(segments: Vec<SegmentRow>, root: &Root) -> Result<Self, ApiError> {
-        let format = common_format(&segments)?;
-        let spans = spans_of(&segments);
+    async fn look_up(segments: Vec<SegmentRow>, tracks: &TrackResources) -> Result<Self, ApiError> {
         let grows = segments.iter().any(|segment| segment.ended_at.is_none());
-        let etag = etag(format, &segments, &spans, grows);
+        let (content, etag) = Content::of(&segments, grows)?;
+        let root = tracks.root_of(content.container()).clone();
         let files: Vec<PathBuf> = segments.iter().map(|segment| PathBuf::from(&segment.path)).collect();
         let beneath = root.clone();
         let looked_at = blocking(move || newest(&beneath, &files).map(|newest| (files, newest))).await?;
@@ -76,12 +78,12 @@ impl Media {
             ApiError::not_found("file")
         })?;
         let validators = Validators { etag, modified: (!grows).then(|| whole_seconds(newest)) };
-        Ok(Self { joined: Joined::new(format, spans), root: root.clone(), files, validators })
+        Ok(Self { content, root, files, validators })
     }
 
     fn answer(self, request: &HttpRequest) -> Result<HttpResponse, ApiError> {
-        let Self { joined, root, files, validators } = self;
-        let total = joined.total_bytes();
+        let Self { content, root, files, validators } = self;
+        let total = content.total_bytes();
         let mut response = HttpResponse::Ok();
         response.insert_header((header::ETAG, validators.etag.to_string()));
         if let Some(modified) = validators.modified {
@@ -94,8 +96,11 @@ impl Media {
         }
         let name = files.first().and_then(|first| first.file_name()).map(|name| DispositionParam::Filename(name.to_string_lossy().into_owned()));
         let disposition = ContentDisposition { disposition: DispositionType::Inline, parameters: name.into_iter().collect() };
-        response.insert_header((header::CONTENT_TYPE, "audio/wav")).insert_header((header::ACCEPT_RANGES, "bytes")).insert_header(disposition);
-        if joined.is_rf64() {
+        response
+            .insert_header((header::CONTENT_TYPE, content.container().content_type()))
+            .insert_header((header::ACCEPT_RANGES, "bytes"))
+            .insert_header(disposition);
+        if content.is_rf64() {
             response.insert_header((WAV_FORMAT, "RF64"));
         }
         let range = match asked(request, &validators, total) {
@@ -116,7 +121,76 @@ impl Media {
         if request.method() == Method::HEAD {
             return Ok(response.body(SizedStream::new(length, stream::empty::<io::Result<Bytes>>())));
         }
-        Ok(response.body(SizedStream::new(length, chunks(JoinedReader::new(joined, root, files, range)))))
+        Ok(response.body(SizedStream::new(length, chunks(content.reader(root, files, range)))))
+    }
+}
+
+/// What the bytes are.
+enum Content {
+    Wav(Joined),
+    /// One file as it is, of which so many bytes count.
+    Video {
+        container: Container,
+        bytes: u64,
+    },
+}
+
+impl Content {
+    fn of(segments: &[SegmentRow], grows: bool) -> Result<(Self, EntityTag), ApiError> {
+        if let [segment] = segments
+            && let container = Container::of(&segment.path)
+            && container.is_video()
+        {
+            let bytes = u64::try_from(segment.bytes).unwrap_or(0);
+            let digest = Sha256::digest(format!("{} {bytes}", segment.id));
+            return Ok((Self::Video { container, bytes }, tag(&digest, grows)));
+        }
+        let format = common_format(segments)?;
+        let spans = spans_of(segments);
+        let etag = etag(format, segments, &spans, grows);
+        Ok((Self::Wav(Joined::new(format, spans)), etag))
+    }
+
+    fn container(&self) -> Container {
+        match self {
+            Self::Wav(_) => Container::Wav,
+            Self::Video { container, .. } => *container,
+        }
+    }
+
+    fn total_bytes(&self) -> u64 {
+        match self {
+            Self::Wav(joined) => joined.total_bytes(),
+            Self::Video { bytes, .. } => *bytes,
+        }
+    }
+
+    fn is_rf64(&self) -> bool {
+        match self {
+            Self::Wav(joined) => joined.is_rf64(),
+            Self::Video { .. } => false,
+        }
+    }
+
+    fn reader(self, root: Root, files: Vec<PathBuf>, range: Range<u64>) -> Reader {
+        match self {
+            Self::Wav(joined) => Reader::Joined(JoinedReader::new(joined, root, files, range)),
+            Self::Video { .. } => Reader::File(FileReader::new(root, files.into_iter().next().unwrap_or_default(), range)),
+        }
+    }
+}
+
+enum Reader {
+    Joined(JoinedReader),
+    File(FileReader),
+}
+
+impl Reader {
+    fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+        match self {
+            Self::Joined(joined) => joined.next_chunk(),
+            Self::File(file) => file.next_chunk(),
+        }
     }
 }
 
@@ -130,7 +204,7 @@ fn newest(root: &Root, files: &[PathBuf]) -> io::Result<SystemTime> {
 }
 
 /// The bytes, a chunk at a time, each when the connection has taken the one before it.
-fn chunks(reader: JoinedReader) -> impl Stream<Item = io::Result<Bytes>> {
+fn chunks(reader: Reader) -> impl Stream<Item = io::Result<Bytes>> {
     stream::try_unfold(reader, |mut reader| async {
         let read = tokio::task::spawn_blocking(move || reader.next_chunk().map(|chunk| chunk.map(|chunk| (chunk, reader))));
         // The length is promised already: an end before it is how the client learns.
@@ -141,6 +215,11 @@ fn chunks(reader: JoinedReader) -> impl Stream<Item = io::Result<Bytes>> {
 
 /// The format of all segments.
 fn common_format(segments: &[SegmentRow]) -> Result<PcmFormat, ApiError> {
+    let links = || json!(segments.iter().map(|segment| media_path(&segment.id)).collect::<Vec<_>>());
+    if segments.iter().any(|segment| Container::of(&segment.path).is_video()) {
+        let detail = "segments of video are not joined to one file; each has its own media";
+        return Err(ApiError::new(ErrorCode::ManySegments, detail).with("segments", links()));
+    }
     let mut formats: Vec<PcmFormat> = segments.iter().map(format_of).collect();
     formats.dedup();
     if let [format] = *formats {
@@ -150,8 +229,7 @@ fn common_format(segments: &[SegmentRow]) -> Result<PcmFormat, ApiError> {
         formats.iter().map(|format| format!("{} Hz {}", format.sample_rate, if format.channels == 1 { "mono" } else { "stereo" })).collect();
     let detail =
         format!("the format changes from segment to segment ({}), so they cannot be one file; each has its own media", words.join(", then "));
-    let links: Vec<String> = segments.iter().map(|segment| media_path(&segment.id)).collect();
-    Err(ApiError::new(ErrorCode::ManySegments, detail).with("segments", json!(links)))
+    Err(ApiError::new(ErrorCode::ManySegments, detail).with("segments", links()))
 }
 
 /// Of everything that the bytes follow from. Weak while the file grows: what has not reached the disk may still be lost with it.
@@ -161,8 +239,11 @@ fn etag(format: PcmFormat, segments: &[SegmentRow], spans: &[Span], grows: bool)
     for (segment, span) in segments.iter().zip(spans) {
         digest.update(format!(" {} {} {}", segment.id, span.start, span.end));
     }
-    let tag = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    EntityTag::new(grows, tag)
+    tag(&digest.finalize(), grows)
+}
+
+fn tag(digest: &[u8], grows: bool) -> EntityTag {
+    EntityTag::new(grows, digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// What tells one state of the file from another.

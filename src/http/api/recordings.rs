@@ -58,14 +58,16 @@ pub struct GapBetween {
 #[serde(rename_all = "camelCase")]
 pub struct Segment {
     id: String,
-    /// Below the audio directory.
+    /// Below the audio directory, or the video directory.
     path: String,
+    /// `wav`, `h264` or `ivf`.
     format: String,
+    /// 0 of video, as `channels`.
     sample_rate: i32,
     channels: i32,
-    /// Final once it has ended; before, what the file declares.
+    /// Final once it has ended; before, what the file declares. Of video, pictures: of H.264 they are counted at its end.
     frames: i64,
-    /// Of PCM; the file is 44 bytes longer.
+    /// Of PCM; the file is 44 bytes longer. Of video, of the whole file.
     bytes: i64,
     seconds: f64,
     /// Where it lies on the recording's time line, which begins with the first sample of the first segment.
@@ -82,6 +84,9 @@ pub struct Segment {
     tail_unverified_ms: Option<i64>,
     session_offset_ms: Option<i64>,
     drift_ppm: Option<f64>,
+    /// Of video, by its first key frame; of H.264 nobody knows.
+    width: Option<i32>,
+    height: Option<i32>,
     /// Follows in the background.
     sha256: Option<String>,
     media: String,
@@ -100,7 +105,7 @@ pub async fn list(query: web::Query<RecordingQuery>, doors: web::Data<Doors>) ->
     let ids: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
     let segments = doors.store.segments_of(ids.clone()).await?;
     let mut seals = doors.store.seals_of(ids).await?;
-    let mut segments = measured(segments, &doors.tracks.root).await?;
+    let mut segments = measured(segments, &doors.tracks).await?;
     let items = rows.into_iter().map(|row| {
         let (own, others) = segments.drain(..).partition(|segment| segment.recording_id == row.id);
         segments = others;
@@ -114,7 +119,7 @@ pub async fn show(id: web::Path<String>, doors: web::Data<Doors>) -> Result<Json
     let row = doors.store.recording(RecordingId::new(id.into_inner())).await?.ok_or_else(|| ApiError::not_found("recording"))?;
     let segments = doors.store.segments_of(vec![row.id.clone()]).await?;
     let mut seals = doors.store.seals_of(vec![row.id.clone()]).await?;
-    let segments = measured(segments, &doors.tracks.root).await?;
+    let segments = measured(segments, &doors.tracks).await?;
     Ok(Json(Recording::new(row, segments, &mut seals)?))
 }
 
@@ -156,7 +161,7 @@ impl Segment {
     fn new(row: SegmentRow, seal: Option<SealRow>, span: Span) -> Result<Self, ApiError> {
         let format = format_of(&row);
         #[expect(clippy::as_conversions, reason = "frames of one file are below 2^31: exact in an f64")]
-        let seconds = row.frames as f64 / f64::from(format.sample_rate);
+        let seconds = (span.end - span.start) as f64 / f64::from(format.sample_rate);
         Ok(Self {
             media: media_path(&row.id),
             id: row.id,
@@ -178,6 +183,8 @@ impl Segment {
             tail_unverified_ms: seal.as_ref().map(|seal| seal.tail_unverified_ms),
             session_offset_ms: seal.as_ref().and_then(|seal| seal.session_offset_ms),
             drift_ppm: seal.as_ref().and_then(|seal| seal.drift_ppm),
+            width: seal.as_ref().and_then(|seal| seal.width),
+            height: seal.as_ref().and_then(|seal| seal.height),
             sha256: seal.and_then(|seal| seal.sha256),
         })
     }

@@ -11,6 +11,7 @@ use crate::http::body::read_json;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::ids::{Identity, MeetingId, RoomName, TrackSid};
 use crate::ticket::{TicketKind, TicketSubject, socket_url};
+use crate::video::codec::VideoCodec;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -24,6 +25,8 @@ struct NewTicket {
     group_seconds: Option<f64>,
     analyse: Option<bool>,
     mix: Option<Mix>,
+    codec: Option<VideoCodec>,
+    /// Without it, video where a codec is named.
     #[serde(default)]
     kind: Option<TicketKind>,
 }
@@ -40,8 +43,8 @@ struct MintedTicket {
 /// `POST /api/v1/tickets`
 pub async fn mint(request: HttpRequest, payload: web::Payload, doors: web::Data<Doors>) -> Result<HttpResponse, ApiError> {
     let new: NewTicket = read_json(&request, payload).await?;
-    let kind = new.kind.unwrap_or(TicketKind::Audio);
-    let subject = new.subject()?;
+    let kind = new.kind.unwrap_or(if new.codec.is_some() { TicketKind::Video } else { TicketKind::Audio });
+    let subject = new.subject(kind)?;
     let (ticket, said) = doors.mint.mint(kind, subject, Utc::now());
     let base = doors.ws_base.clone().unwrap_or_else(|| format!("ws://{}", request.connection_info().host()));
     let minted =
@@ -50,7 +53,7 @@ pub async fn mint(request: HttpRequest, payload: web::Payload, doors: web::Data<
 }
 
 impl NewTicket {
-    fn subject(self) -> Result<TicketSubject, ApiError> {
+    fn subject(self, kind: TicketKind) -> Result<TicketSubject, ApiError> {
         let subject = TicketSubject {
             room_name: RoomName::new(self.room_name),
             participant: self.participant.filter(|text| !text.is_empty()).map(Identity::new),
@@ -61,8 +64,9 @@ impl NewTicket {
             group_seconds: self.group_seconds,
             analyse: self.analyse,
             mix: self.mix,
+            codec: self.codec,
         };
-        let faults = subject.faults();
+        let faults = subject.faults_of(kind);
         if faults.is_empty() { Ok(subject) } else { Err(ApiError::new(ErrorCode::InvalidRequest, faults.join("; "))) }
     }
 }

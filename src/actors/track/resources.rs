@@ -1,0 +1,48 @@
+//! What all tracks share.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::actors::buffer::budget::SpoolBudget;
+use crate::actors::stats::WriteLag;
+use crate::actors::totals::Totals;
+use crate::analysis::connection::AnalysisService;
+use crate::config::{AnalysisConfig, IngestConfig, RecordingConfig};
+use crate::db::Store;
+use crate::journal::Journal;
+use crate::recording::pipeline_log::PipelineLog;
+use crate::recording::root::Root;
+use crate::recording::syncer::Syncer;
+use crate::video::codec::Container;
+
+/// What all tracks share.
+pub struct TrackResources {
+    pub audio_dir: PathBuf,
+    /// The same, opened: where files are made and read.
+    pub root: Root,
+    pub video_root: Root,
+    pub ingest: IngestConfig,
+    pub recording: RecordingConfig,
+    pub analysis: AnalysisConfig,
+    pub store: Store,
+    pub journal: Journal,
+    pub pipeline_log: PipelineLog,
+    pub lag: Arc<WriteLag>,
+    pub totals: Arc<Totals>,
+    pub budget: Arc<SpoolBudget>,
+    pub syncer: Syncer,
+    pub service: Service,
+}
+
+impl TrackResources {
+    /// Where recordings of a kind lie.
+    pub fn root_of(&self, container: Container) -> &Root {
+        if container.is_video() { &self.video_root } else { &self.root }
+    }
+}
+
+/// The analysis service, or why there is none.
+pub enum Service {
+    Streaming(AnalysisService),
+    Nobody(&'static str),
+}

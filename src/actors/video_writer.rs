@@ -1,0 +1,265 @@
+//! Owns one open file of video.
+//!
+//! In: [`AppendVideo`] and [`FinishVideo`] from `TrackActor`. Out: the replies, and the segment's row.
+//! Full: `TrackActor` keeps one append in flight and holds the rest. Dies: `TrackActor` opens the next segment; the file can be read all the same.
+
+use std::io;
+use std::sync::Arc;
+
+use actix::prelude::*;
+use actix_rt::task::spawn_blocking;
+use chrono::{DateTime, Utc};
+
+use super::stats::WriteLag;
+use super::track::rows::RowLog;
+use super::wav_writer::RecordingError;
+use crate::audio::format::PcmFormat;
+use crate::clock::Clock;
+use crate::db::rows::seals::Seal;
+use crate::db::rows::{ClosedSegment, EndReason, Gap, GapReason};
+use crate::ids::SegmentId;
+use crate::journal::rows::OpenedSegment;
+use crate::recording::path::SegmentName;
+use crate::recording::root::Root;
+use crate::recording::syncer::Syncer;
+use crate::recording::video_file::{SealedVideo, VideoFile};
+use crate::recording::video_stream::{Picture, VideoFormat};
+use crate::sealing::{Origin, session_offset_ms, sidecar_of};
+use crate::video::codec::Container;
+
+/// One append in flight, one finish behind it, and what a supervisor may ask in between.
+const MAILBOX_CAPACITY: usize = 16;
+
+/// A stretch of a track.
+#[derive(Debug, Clone)]
+pub enum VideoPiece {
+    Picture(Picture),
+    /// So many pictures that could not be kept.
+    Lost(u64),
+}
+
+/// Appends pieces. The reply means "handed to the OS and counted in the header", not "synced". After an error none of them is in the file.
+#[derive(Message)]
+#[rtype(result = "Result<(), RecordingError>")]
+pub struct AppendVideo {
+    pub pieces: Arc<[VideoPiece]>,
+    /// What the file is made as, if there is none yet.
+    pub format: VideoFormat,
+}
+
+/// Seals the file, ends its row, and ends the actor. `None` if no picture ever came.
+#[derive(Message)]
+#[rtype(result = "Result<Option<SealedVideo>, RecordingError>")]
+pub struct FinishVideo {
+    pub reason: EndReason,
+}
+
+/// What a writer is made with.
+pub struct VideoWriterParams {
+    pub id: SegmentId,
+    pub root: Root,
+    pub name: SegmentName,
+    /// Of the session that the recording belongs to.
+    pub session_started_at: Option<DateTime<Utc>>,
+    pub rows: RowLog,
+    pub lag: Arc<WriteLag>,
+    pub clock: Clock,
+    pub syncer: Syncer,
+}
+
+pub struct VideoWriterActor {
+    params: VideoWriterParams,
+    state: State,
+    /// When the last picture of the file came.
+    ended_at: Option<DateTime<Utc>>,
+    gaps: Vec<Gap>,
+}
+
+enum State {
+    /// No picture has come yet: there is no file.
+    Empty,
+    Open(VideoFile),
+    /// A blocking task has the file.
+    Writing,
+    Finished,
+}
+
+impl VideoWriterActor {
+    pub fn new(params: VideoWriterParams) -> Self {
+        Self { params, state: State::Empty, ended_at: None, gaps: Vec::new() }
+    }
+
+    /// Takes note of what is missing, once the pieces are in the file; `position` is the count of pictures in front of them.
+    fn note(&mut self, pieces: &[VideoPiece], mut position: u64) {
+        for piece in pieces {
+            match piece {
+                VideoPiece::Picture(picture) => {
+                    position += picture.pictures;
+                    self.ended_at = Some(picture.arrival.wall);
+                }
+                VideoPiece::Lost(pictures) => match self.gaps.last_mut() {
+                    Some(last) if last.start_frame == position => last.frames += pictures,
+                    _ => self.gaps.push(Gap { start_frame: position, frames: *pictures, reason: GapReason::Overload }),
+                },
+            }
+        }
+    }
+}
+
+impl Actor for VideoWriterActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+    }
+}
+
+type Done<T> = AtomicResponse<VideoWriterActor, Result<T, RecordingError>>;
+
+impl Handler<AppendVideo> for VideoWriterActor {
+    type Result = Done<()>;
+
+    fn handle(&mut self, msg: AppendVideo, _: &mut Context<Self>) -> Self::Result {
+        let at_once = |outcome: Result<(), RecordingError>| AtomicResponse::new(Box::pin(actix::fut::ready(outcome)));
+        let pictures: Vec<Picture> = msg.pieces.iter().filter_map(VideoPiece::picture).cloned().collect();
+        let file = match std::mem::replace(&mut self.state, State::Writing) {
+            State::Empty if pictures.is_empty() => {
+                self.state = State::Empty;
+                self.note(&msg.pieces, 0);
+                return at_once(Ok(()));
+            }
+            State::Empty => None,
+            State::Open(file) if file.is_suspect() => {
+                self.state = State::Open(file);
+                return at_once(Err(RecordingError::Suspect));
+            }
+            State::Open(file) => Some(file),
+            finished @ (State::Writing | State::Finished) => {
+                self.state = finished;
+                return at_once(Err(RecordingError::SegmentClosed));
+            }
+        };
+        let oldest = pictures.first().map(|first| first.arrival);
+        let (root, name, format, syncer) = (self.params.root.clone(), self.params.name.clone(), msg.format, self.params.syncer.clone());
+        let started_at = oldest.map_or_else(|| self.params.clock.now(), |oldest| oldest.wall);
+        let write = spawn_blocking(move || match file {
+            None => match VideoFile::create(&root, &name, started_at, format, &pictures, &syncer) {
+                Ok(file) => (Some(file), Ok(true)),
+                Err(error) => (None, Err(error)),
+            },
+            Some(mut file) => {
+                let outcome = file.append(&pictures).map(|()| false);
+                (Some(file), outcome)
+            }
+        });
+        AtomicResponse::new(Box::pin(write.into_actor(self).map(move |joined, this, _| {
+            let Ok((file, outcome)) = joined else {
+                this.state = State::Finished;
+                return Err(RecordingError::WriterLost);
+            };
+            let total = file.as_ref().map_or(0, |file| file.state().pictures);
+            if let (Some(file), Ok(true)) = (&file, &outcome) {
+                this.params.rows.segment_opened(OpenedSegment {
+                    id: this.params.id.clone(),
+                    path: file.relative_path().to_string_lossy().into_owned(),
+                    format: PcmFormat::NONE,
+                    started_at,
+                });
+            }
+            let error = if file.is_some() { RecordingError::of } else { RecordingError::of_first };
+            this.state = file.map_or(State::Empty, State::Open);
+            outcome.map_err(error)?;
+            let appended: u64 = msg.pieces.iter().filter_map(VideoPiece::picture).map(|picture| picture.pictures).sum();
+            this.note(&msg.pieces, total - appended);
+            if let Some(oldest) = oldest {
+                this.params.lag.observe(oldest.at.elapsed());
+            }
+            Ok(())
+        })))
+    }
+}
+
+impl Handler<FinishVideo> for VideoWriterActor {
+    type Result = Done<Option<SealedVideo>>;
+
+    fn handle(&mut self, msg: FinishVideo, ctx: &mut Context<Self>) -> Self::Result {
+        let State::Open(file) = std::mem::replace(&mut self.state, State::Finished) else {
+            ctx.stop();
+            return AtomicResponse::new(Box::pin(actix::fut::ready(Ok(None))));
+        };
+        let (written, container) = (file.state(), Container::of(file.relative_path()));
+        let origin = Origin {
+            name: self.params.name.clone(),
+            file: file.relative_path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            format: container.into(),
+            started_at: file.started_at(),
+            mute_spans: Vec::new(),
+        };
+        let seal = Seal {
+            session_offset_ms: session_offset_ms(file.started_at(), self.params.session_started_at),
+            suspect: file.is_suspect(),
+            width: written.dimensions.map(|size| size.width),
+            height: written.dimensions.map(|size| size.height),
+            ..Seal::default()
+        };
+        let closed = ClosedSegment {
+            id: self.params.id.clone(),
+            format: PcmFormat::NONE,
+            frames: written.pictures,
+            bytes: written.bytes,
+            ended_at: self.ended_at.unwrap_or_else(|| self.params.clock.now()),
+            reason: msg.reason,
+            gaps: std::mem::take(&mut self.gaps),
+            seal,
+        };
+        let (directory, syncer, mut failed) = (file.directory(), self.params.syncer.clone(), closed.clone());
+        let name = origin.file.clone();
+        let sealed = spawn_blocking(move || {
+            // No repair may come between the file's end and its sidecar.
+            let held = file.held();
+            let sealed = file.seal(&syncer)?;
+            if let Err(error) = sidecar_of(&closed, origin).write_in(&directory, &name) {
+                log::error!("a finished file has no sidecar yet file={name:?} error={error}");
+            }
+            drop(held);
+            Ok::<_, io::Error>((sealed, closed))
+        });
+        AtomicResponse::new(Box::pin(sealed.into_actor(self).map(move |joined, this, ctx| {
+            let outcome = joined.map_err(|_| RecordingError::WriterLost).and_then(|sealed| sealed.map_err(RecordingError::of));
+            ctx.stop();
+            match outcome {
+                Ok((sealed, closed)) => {
+                    this.params.rows.segment_closed(closed);
+                    Ok(Some(sealed))
+                }
+                Err(error) => {
+                    // A seal that fails leaves a file that can be read as far as it counts; its row says that it failed, and that nobody knows what
+                    // reached the disk.
+                    log::error!("a segment could not be sealed segment_id={} error={error}", this.params.id);
+                    failed.reason = EndReason::Failed;
+                    failed.seal.suspect = true;
+                    this.params.rows.segment_closed(failed);
+                    Err(error)
+                }
+            }
+        })))
+    }
+}
+
+impl VideoPiece {
+    pub fn picture(&self) -> Option<&Picture> {
+        match self {
+            Self::Picture(picture) => Some(picture),
+            Self::Lost(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Handler<super::wav_writer::Panic> for VideoWriterActor {
+    type Result = ();
+
+    fn handle(&mut self, _: super::wav_writer::Panic, _: &mut Context<Self>) {
+        panic!("as asked");
+    }
+}
