@@ -56,6 +56,7 @@ async fn d5_after_a_failed_sync_the_segment_has_failed_and_the_next_one_goes_on(
     let recording = recording(&app, "vp8").await;
     let segments = recording["segments"].as_array().unwrap();
     assert_eq!((segments.len(), &segments[0]["endReason"], &segments[1]["endReason"]), (2, &json!("failed"), &json!("closed")), "{recording}");
+    assert_eq!((&segments[0]["suspect"], &segments[1]["suspect"]), (&json!(true), &json!(false)), "{recording}");
     let kept: Vec<u8> = paths(&app, &recording).iter().flat_map(|path| messages(clip, &std::fs::read(path).unwrap())).collect();
     assert!(kept == sent.concat(), "nothing is lost by it");
     assert_eq!(probe(&paths(&app, &recording)[0]).codec, expected("vp8", 0).codec);
