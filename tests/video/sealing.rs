@@ -99,6 +99,6 @@ async fn d3_files_of_video_without_rows_are_finished_by_the_next_start() {
 async fn d6_new_video_is_refused_below_min_free() {
     let app = TestApp::builder().open().env("LIVE_MEETING__STORAGE__MIN_FREE", "1PiB").start().await;
     let refused = EgressPeer::connect_with(app.addr, &path("vp8"), Handshake { content_type: None, headers: &[] }).await;
-    let refusal = refused.err().expect("it is refused");
+    let Err(refusal) = refused else { panic!("it is let in") };
     assert_eq!(refusal.status, 507, "{refusal}");
 }
