@@ -68,8 +68,9 @@ pub struct VideoWriterParams {
 }
 
 pub struct VideoWriterActor {
-    params: VideoWriterParams,
+    /// Dropped before the way to the rows: whoever hears that this died may repair the file, which nobody holds any more.
     state: State,
+    params: VideoWriterParams,
     /// When the last picture of the file came.
     ended_at: Option<DateTime<Utc>>,
     gaps: Vec<Gap>,

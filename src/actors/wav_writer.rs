@@ -123,8 +123,9 @@ pub struct WavWriterParams {
 }
 
 pub struct WavWriterActor {
-    params: WavWriterParams,
+    /// Dropped before the way to the rows: whoever hears that this died may repair the file, which nobody holds any more.
     state: State,
+    params: WavWriterParams,
     gaps: Vec<Gap>,
 }
 
