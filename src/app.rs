@@ -3,20 +3,23 @@
 mod connections;
 mod patience;
 mod storage;
+mod vital;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr, AsyncContext, Context};
+use actix::Addr;
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpServer, web};
+use sd_notify::NotifyState;
 use tokio::task::JoinHandle;
 
 use self::connections::{connections_with, set_timeouts};
 use self::patience::patiently;
 use self::storage::{directory, disk, shelves};
+use self::vital::{end_with_its_panic, launch_vital};
 use crate::actors::buffer::budget::SpoolBudget;
 use crate::actors::egress_starter::{EgressStarter, EgressStarterParams, StopStarting};
 use crate::actors::reconciler::{Reconciler, ReconcilerParams};
@@ -44,10 +47,12 @@ use crate::livekit::api::{LiveKit, LiveKitAccess};
 use crate::livekit::webhook::WebhookVerifier;
 use crate::metrics::Metrics;
 use crate::recording::pipeline_log::PipelineLog;
+use crate::recording::pulse::DiskPulse;
 use crate::recording::syncer::Syncer;
 use crate::sealing::hasher::Hasher;
 use crate::sealing::recovery;
 use crate::ticket::TicketMint;
+use crate::watchdog::{Watchdog, tell_service_manager};
 
 pub const ADMIN_KEY_FILE: &str = "admin-key";
 pub const TICKET_KEY_FILE: &str = "ticket-key";
@@ -124,6 +129,8 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let shelves = shelves(&root, &video_root);
     recovery::recover(&store, &shelves).await.map_err(database)?;
 
+    let watchdog = Watchdog::start().map_err(StartError::Thread)?;
+    watchdog.watch_this_thread();
     let pipeline_log = PipelineLog::start(log_root).map_err(StartError::Thread)?;
     let metrics = Metrics::default();
     let (disk, video_disk) = (disk(&config, root.clone()), disk(&config, video_root.clone()));
@@ -137,7 +144,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     });
     let tracks = Arc::new(TrackResources {
         audio_dir: config.storage.audio_dir.clone(),
-        root,
+        root: root.clone(),
         video_root,
         ingest: config.ingest.clone(),
         recording: config.recording.clone(),
@@ -149,10 +156,13 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         totals: Arc::clone(&totals),
         budget,
         syncer: Syncer::start().map_err(StartError::Thread)?,
+        pulse: DiskPulse::of(root.clone()),
+        watchdog: watchdog.clone(),
         service: service(&config)?,
     });
     let hasher = Hasher::start(store.clone(), shelves).map_err(StartError::Thread)?;
     let registry = launch_vital("registry", SessionRegistry::new(store.clone(), journal.clone(), config.ingest.stall_after));
+    vital::watch(&watchdog, &registry);
     replay_into(&registry, journal.clone(), store.clone());
     let livekit = livekit(&config);
     let starter = autopilot.zip(livekit.clone()).map(|(ws_base, livekit)| {
@@ -199,7 +209,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         mint: mint.clone(),
         ws_base: config.ingest.ws_base.clone(),
         store: store.answering_within(http::DATABASE_PATIENCE),
-        health: Health::new(store.clone(), journal, [Arc::clone(&storage), Arc::clone(&video_storage)], totals),
+        health: Health::new(store.clone(), journal, [Arc::clone(&storage), Arc::clone(&video_storage)], totals, watchdog.clone()),
         storage,
         video_storage,
         counts: DoorCounts::registered(&metrics),
@@ -208,14 +218,16 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     if config.ingest.auth == IngestAuth::Open {
         log::warn!("ingest.auth is \"open\": whoever reaches this server can record on it");
     }
-    let (address, handle, serving) = listen(&config, doors)?;
+    let (address, handle, serving) = listen(&config, doors, watchdog)?;
     log::info!("listening address={address}");
+    tell_service_manager(NotifyState::Ready);
     Ok(Server { address, admin_key, mint, store, registry, starter: starter.map(|(starter, _)| starter), pipeline_log, hasher, handle, serving })
 }
 
 impl Server {
     /// Stops: no more connections, every track sealed, every row final. Takes at most 10 s.
     pub async fn stop(self) {
+        tell_service_manager(NotifyState::Stopping);
         self.handle.pause().await;
         // What ends now ends on purpose.
         if let Some(starter) = &self.starter
@@ -265,25 +277,6 @@ fn replay_into(registry: &Addr<SessionRegistry>, journal: Journal, store: Store)
         })
     };
     end_with_its_panic("replay of the journal", actix_rt::spawn(replay::run(journal, store, Box::new(tell))));
-}
-
-/// Starts an actor that nothing can go on without. Its panic ends the process: every file is valid, and a restart closes the rows.
-fn launch_vital<A: Actor<Context = Context<A>>>(name: &'static str, actor: A) -> Addr<A> {
-    let context = Context::new();
-    let addr = context.address();
-    end_with_its_panic(name, actix_rt::spawn(context.into_future(actor)));
-    addr
-}
-
-fn end_with_its_panic<T: 'static>(name: &'static str, running: JoinHandle<T>) {
-    actix_rt::spawn(async move {
-        if let Err(error) = running.await
-            && error.is_panic()
-        {
-            log::error!("the {name} panicked, the server ends error={error}");
-            std::process::exit(70);
-        }
-    });
 }
 
 /// The server API, where it can be called.
@@ -354,7 +347,7 @@ fn service(config: &Config) -> Result<Service, StartError> {
 
 type Listening = (SocketAddr, ServerHandle, JoinHandle<std::io::Result<()>>);
 
-fn listen(config: &Config, doors: web::Data<Doors>) -> Result<Listening, StartError> {
+fn listen(config: &Config, doors: web::Data<Doors>, watchdog: Watchdog) -> Result<Listening, StartError> {
     let http = config.http.clone();
     let wanted = format!("{}:{}", http.host, http.port);
     let error = |cause| StartError::Listen { address: wanted.clone(), cause };
@@ -367,6 +360,7 @@ fn listen(config: &Config, doors: web::Data<Doors>) -> Result<Listening, StartEr
     let routes = http.clone();
     let server = HttpServer::new(move || {
         let http = routes.clone();
+        watchdog.watch_this_thread();
         App::new().app_data(doors.clone()).configure(move |config| http::routes(config, &http))
     })
     .workers(workers)

@@ -41,9 +41,11 @@ pub mod db;
 pub mod journal;
 
 pub mod clock;
+pub mod fail_point;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod ids;
 pub mod keys;
 pub mod metrics;
 pub mod ticket;
+pub mod watchdog;

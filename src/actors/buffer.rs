@@ -7,6 +7,7 @@
 
 pub mod budget;
 mod holes;
+mod in_flight;
 mod spool;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
 use self::budget::SpoolBudget;
+use self::in_flight::InFlight;
 use self::spool::{Batch, MAX_APPEND_BYTES, Spool};
 use super::hume_client::AnalyseGroup;
 use super::stats::TrackStats;
@@ -33,7 +35,9 @@ use crate::audio::window::{Group, Grouper};
 use crate::clock::Clock;
 use crate::config::MuteMode;
 use crate::db::rows::EndReason;
+use crate::fail_point;
 use crate::recording::pipeline_log::{Fate, TrackLog};
+use crate::recording::pulse::DiskPulse;
 use crate::recording::segment_file::Piece;
 use crate::recording::wav_header::MAX_DATA_BYTES;
 
@@ -106,6 +110,7 @@ pub struct BufferParams {
     /// A longer silence of the sender ends the segment instead of being filled.
     pub longest_fill: Duration,
     pub budget: Arc<SpoolBudget>,
+    pub pulse: DiskPulse,
     pub stats: Arc<TrackStats>,
     pub writer: UseWriter,
     pub writer_failed: Recipient<WriterFailed>,
@@ -124,6 +129,11 @@ pub struct BufferActor {
     /// Bytes in the spool and in flight that hold memory.
     spooled_bytes: u64,
     edge: Edge,
+    in_flight: Option<InFlight>,
+    /// Appends that were begun, ever.
+    appends: u64,
+    /// Somebody will look whether the append in flight has its answer.
+    patience_ends: bool,
     segment_is_full: bool,
     /// The disk takes nothing.
     waiting: bool,
@@ -152,6 +162,9 @@ impl BufferActor {
             spool: Spool::default(),
             spooled_bytes: 0,
             edge: Edge::Ready,
+            in_flight: None,
+            appends: 0,
+            patience_ends: false,
             segment_is_full: false,
             waiting: false,
             drained: Vec::new(),
@@ -249,14 +262,6 @@ impl BufferActor {
         }
     }
 
-    fn append(&mut self, batch: Batch, ctx: &mut Context<Self>) {
-        self.edge = Edge::Busy;
-        let generation = self.params.writer.generation;
-        let append = AppendAudio { pieces: Arc::clone(&batch.pieces), arrived: batch.arrived, arrived_at: batch.arrived_at };
-        let sent = self.params.writer.writer.send(append).into_actor(self);
-        ctx.spawn(sent.map(move |reply, this, ctx| this.on_appended(reply, batch, generation, ctx)));
-    }
-
     fn on_appended(&mut self, reply: Result<Result<Appended, RecordingError>, MailboxError>, batch: Batch, generation: u32, ctx: &mut Context<Self>) {
         let error = match reply {
             Ok(Ok(Appended { segment_bytes })) => {
@@ -279,6 +284,8 @@ impl BufferActor {
                 ctx.run_later(NOT_NOW_RETRY, move |this, ctx| this.append(batch, ctx));
                 return;
             }
+            // The next writer was there before this answer.
+            _ if generation != self.params.writer.generation => return self.append(batch, ctx),
             Ok(Err(RecordingError::TooLarge(_))) => {
                 // Nothing of the batch counts in the old file, so the next one begins with it.
                 self.edge = Edge::Waiting { again: Some(batch) };
@@ -330,6 +337,7 @@ impl Handler<PushAudio> for BufferActor {
     type Result = ();
 
     fn handle(&mut self, msg: PushAudio, ctx: &mut Context<Self>) {
+        fail_point::pass("buffer-push");
         let audio = self.whole_frames(msg.audio);
         if audio.is_empty() {
             return;
@@ -385,7 +393,7 @@ impl Handler<UseWriter> for BufferActor {
         match std::mem::replace(&mut self.edge, Edge::Ready) {
             Edge::Waiting { again: Some(batch) } => self.append(batch, ctx),
             Edge::Waiting { again: None } | Edge::Ready => self.append_next(ctx),
-            // The old writer still owes an answer, and its answer asks for the next step.
+            // The old writer still owes an answer, and what it did not take goes to the new one then.
             Edge::Busy => self.edge = Edge::Busy,
         }
     }
@@ -423,14 +431,4 @@ impl Handler<FinishBuffer> for BufferActor {
 
 fn len(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
-}
-
-/// Makes the actor panic, for the tests of its supervision.
-#[cfg(test)]
-impl Handler<super::wav_writer::Panic> for BufferActor {
-    type Result = ();
-
-    fn handle(&mut self, _: super::wav_writer::Panic, _: &mut Context<Self>) {
-        panic!("as asked");
-    }
 }

@@ -24,6 +24,7 @@ use crate::analysis::gate::Permit;
 use crate::analysis::speech_stream::SpeechStream;
 use crate::analysis::{Reply, SPEECH_RATE, SpeechSlice, WireFormat, WireMessage};
 use crate::audio::window::Group;
+use crate::fail_point;
 use crate::ids::new_row_id;
 use crate::journal::rows::Measured;
 use crate::recording::pipeline_log::{Fate, TrackLog};
@@ -37,6 +38,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(20);
 /// A service that answers pings but no slice for so long does not work, and neither does one whose answers cannot be understood.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a group may take to be made ready and sent. Anything hangs that takes longer.
+const SEND_DEADLINE: Duration = Duration::from_secs(20);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
@@ -282,7 +285,14 @@ impl Conversation<'_> {
                 }
                 () = std::future::ready(()), if may_send => {
                     if let Some(group) = self.shared.pop() {
-                        self.send_group(&mut connection, &wire, speech, group).await?;
+                        let sent = self.send_group(&mut connection, &wire, speech, group);
+                        match tokio::time::timeout(fail_point::deadline("analysis-patience", SEND_DEADLINE), sent).await {
+                            Ok(sent) => sent?,
+                            Err(_) => {
+                                log::error!("the analysis of a track hangs, its connection is given up service={}", wire.service());
+                                return Err("the service takes nothing".to_owned());
+                            }
+                        }
                     }
                 }
                 () = self.shared.changed.notified() => {}
@@ -311,6 +321,7 @@ impl Conversation<'_> {
         group: Group,
     ) -> Result<(), String> {
         self.shared.note_queue();
+        fail_point::hold("analysis-send").await;
         let max_samples =
             usize::try_from(wire.max_slice().as_millis()).unwrap_or(usize::MAX).saturating_mul(usize::try_from(SPEECH_RATE / 1000).unwrap_or(16));
         let (mut moved, encoder, first) = (std::mem::take(speech), Arc::clone(wire), self.payloads);

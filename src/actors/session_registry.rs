@@ -28,6 +28,7 @@ use super::track::{FinishTrack, TrackActor};
 use crate::db::rows::EndReason;
 use crate::db::rows::events::{Applied, Arrival};
 use crate::db::{DbError, Store};
+use crate::fail_point;
 use crate::ids::{Identity, MeetingId, RoomName, TicketId, TrackSid};
 use crate::journal::Journal;
 use crate::journal::replay::Replayed;
@@ -139,6 +140,11 @@ pub struct TrackEnding {
     pub connection: ConnectionId,
     pub reason: EndReason,
 }
+
+/// Answered by a registry that does its work.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Ping;
 
 /// An open track.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -287,6 +293,7 @@ impl Handler<ReserveTrack> for SessionRegistry {
     type Result = Result<ConnectionId, Refusal>;
 
     fn handle(&mut self, msg: ReserveTrack, ctx: &mut Context<Self>) -> Self::Result {
+        fail_point::pass("registry-reserve");
         if self.stopping {
             return Err(Refusal::ShuttingDown);
         }
@@ -348,6 +355,12 @@ impl Handler<TrackEnded> for SessionRegistry {
             }
         }
     }
+}
+
+impl Handler<Ping> for SessionRegistry {
+    type Result = ();
+
+    fn handle(&mut self, _: Ping, _: &mut Context<Self>) {}
 }
 
 impl Handler<GetLiveTracks> for SessionRegistry {

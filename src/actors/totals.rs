@@ -18,6 +18,8 @@ pub struct Totals {
     pub recorded_bytes: Counter,
     pub lost_bytes: Counter,
     pub writer_restarts: Counter,
+    /// Tracks whose segments failed too often.
+    pub given_up: Counter,
     /// How long a socket's reader was held up by its own track.
     pub read_stalls: Arc<ReadStalls>,
     last_loss: Mutex<Option<Instant>>,
@@ -41,6 +43,7 @@ impl Totals {
             lost_bytes: metrics
                 .counter("lost_bytes", "Bytes of audio and video that found no room in the spool; the length of audio is kept as a hole"),
             writer_restarts: metrics.counter("writer_restarts", "Segments that failed and were followed by another"),
+            given_up: metrics.counter("tracks_given_up", "Tracks that were ended because their segments failed again and again"),
             read_stalls,
             last_loss: Mutex::default(),
         }

@@ -39,6 +39,7 @@ use crate::audio::mixdown::{Mix, Mixdown};
 use crate::audio::rate_judge::{RateJudge, Verdict as RateVerdict};
 use crate::clock::Clock;
 use crate::db::rows::{EndReason, MuteSpan, TrackFacts};
+use crate::fail_point;
 use crate::ids::{SegmentId, TicketId};
 use crate::video::codec::VideoCodec;
 
@@ -175,7 +176,7 @@ impl TrackActor {
         let (resources, stats) = (Arc::clone(&params.resources), Arc::clone(&params.stats));
         let (store, journal) = (resources.store.clone(), resources.journal.clone());
         let dir = if params.video.is_some() { resources.video_root.path() } else { resources.audio_dir.as_path() };
-        let rows = RowLog::start(store, journal, dir.to_owned(), params.identity.clone(), params.ticket.clone(), told);
+        let rows = RowLog::start(store, journal, dir.to_owned(), params.identity.clone(), params.ticket.clone(), told, &resources.watchdog);
         let judge = RateJudge::new(params.format, params.from_livekit);
         let track = Self {
             phase: Phase::Waiting,
@@ -311,6 +312,7 @@ impl Handler<AudioArrived> for TrackActor {
     type Result = ();
 
     fn handle(&mut self, msg: AudioArrived, ctx: &mut Context<Self>) {
+        fail_point::pass("track-audio");
         self.on(TrackEvent::Audio, ctx);
         let bytes = u64::try_from(msg.audio.len()).unwrap_or(u64::MAX);
         if self.phase != Phase::Streaming {

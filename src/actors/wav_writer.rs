@@ -18,8 +18,10 @@ use crate::audio::format::PcmFormat;
 use crate::clock::Clock;
 use crate::db::rows::seals::Seal;
 use crate::db::rows::{ClosedSegment, EndReason, Gap, GapReason};
+use crate::fail_point;
 use crate::ids::SegmentId;
 use crate::journal::rows::OpenedSegment;
+use crate::recording::fence::Fence;
 use crate::recording::path::SegmentName;
 use crate::recording::root::Root;
 use crate::recording::segment_file::{Piece, Sealed, SegmentFile};
@@ -47,6 +49,9 @@ pub enum RecordingError {
     SegmentClosed,
     #[error("the writing task was lost")]
     WriterLost,
+    /// Nobody waits for it any more: its audio is in the next segment.
+    #[error("the append was given up")]
+    GivenUp,
 }
 
 impl RecordingError {
@@ -70,7 +75,7 @@ impl RecordingError {
     pub(super) fn of_first(error: io::Error) -> Self {
         match Self::of(error) {
             Self::TooLarge(cause) | Self::Io(cause) => Self::NotNow { what: "a segment cannot be begun", cause },
-            other @ (Self::NotNow { .. } | Self::Suspect | Self::SegmentClosed | Self::WriterLost) => other,
+            other @ (Self::NotNow { .. } | Self::Suspect | Self::SegmentClosed | Self::WriterLost | Self::GivenUp) => other,
         }
     }
 }
@@ -83,6 +88,8 @@ pub struct AppendAudio {
     /// When the oldest frame came.
     pub arrived: Instant,
     pub arrived_at: DateTime<Utc>,
+    /// Whoever waits may give it up.
+    pub fence: Arc<Fence>,
 }
 
 /// How far the segment is.
@@ -127,6 +134,15 @@ pub struct WavWriterActor {
     state: State,
     params: WavWriterParams,
     gaps: Vec<Gap>,
+}
+
+/// What came of an append.
+enum Counts {
+    /// It made the file.
+    First,
+    More,
+    /// It was given up.
+    Nothing,
 }
 
 enum State {
@@ -197,6 +213,7 @@ impl Handler<AppendAudio> for WavWriterActor {
     type Result = AtomicResponse<Self, Result<Appended, RecordingError>>;
 
     fn handle(&mut self, msg: AppendAudio, _: &mut Context<Self>) -> Self::Result {
+        fail_point::pass("writer-turn");
         let file = match std::mem::replace(&mut self.state, State::Writing) {
             State::Empty if msg.pieces.iter().all(|piece| piece.file_bytes() == 0) => {
                 // A muted track that has not made a sound: remember the gap, make no file.
@@ -217,14 +234,23 @@ impl Handler<AppendAudio> for WavWriterActor {
         };
         let (root, name, format) = (self.params.root.clone(), self.params.name.clone(), self.params.format);
         let (pieces, arrived_at, syncer) = (Arc::clone(&msg.pieces), msg.arrived_at, self.params.syncer.clone());
-        let write = spawn_blocking(move || match file {
-            None => match SegmentFile::create(&root, &name, arrived_at, format, &pieces, &syncer) {
-                Ok(file) => (Some(file), Ok(true)),
-                Err(error) => (None, Err(error)),
-            },
-            Some(mut file) => {
-                let outcome = file.append(&pieces).map(|()| false);
-                (Some(file), outcome)
+        let fence = Arc::clone(&msg.fence);
+        let write = spawn_blocking(move || {
+            fail_point::pass("writer-queue");
+            if !fence.begin() {
+                return (file, Ok(Counts::Nothing));
+            }
+            fail_point::pass("writer-append");
+            match file {
+                None => match SegmentFile::create(&root, &name, arrived_at, format, &pieces, &syncer) {
+                    Ok(file) if fence.finish() => (Some(file), Ok(Counts::First)),
+                    Ok(file) => (None, file.discard().map(|()| Counts::Nothing)),
+                    Err(error) => (None, Err(error)),
+                },
+                Some(mut file) => {
+                    let outcome = file.append_within(&fence, &pieces).map(|counts| if counts { Counts::More } else { Counts::Nothing });
+                    (Some(file), outcome)
+                }
             }
         });
         AtomicResponse::new(Box::pin(write.into_actor(self).map(move |joined, this, _| {
@@ -233,7 +259,7 @@ impl Handler<AppendAudio> for WavWriterActor {
                 return Err(RecordingError::WriterLost);
             };
             let bytes = file.as_ref().map_or(0, SegmentFile::data_bytes);
-            if let (Some(file), Ok(true)) = (&file, &outcome) {
+            if let (Some(file), Ok(Counts::First)) = (&file, &outcome) {
                 this.params.rows.segment_opened(OpenedSegment {
                     id: this.params.id.clone(),
                     path: file.relative_path().to_string_lossy().into_owned(),
@@ -243,7 +269,9 @@ impl Handler<AppendAudio> for WavWriterActor {
             }
             let error = if file.is_some() { RecordingError::of } else { RecordingError::of_first };
             this.state = file.map_or(State::Empty, State::Open);
-            outcome.map_err(error)?;
+            if matches!(outcome.map_err(error)?, Counts::Nothing) {
+                return Err(RecordingError::GivenUp);
+            }
             let appended: u64 = msg.pieces.iter().map(Piece::file_bytes).sum();
             this.note_gaps(&msg.pieces, bytes - appended);
             this.params.lag.observe(msg.arrived.elapsed());
@@ -313,16 +341,14 @@ impl Handler<FinishSegment> for WavWriterActor {
         let bytes = frames * format.frame_bytes();
         let mut closed =
             ClosedSegment { id: self.params.id.clone(), format, frames, bytes, ended_at: self.params.clock.now(), reason: msg.reason, gaps, seal };
-        let directory = file.directory();
         let mut failed = closed.clone();
         let sealed = spawn_blocking(move || {
             // No repair may come between the file's end and its sidecar.
             let held = file.held();
-            let sealed = file.seal(&syncer)?;
+            fail_point::pass("writer-seal");
+            let (sealed, finished) = file.cut()?;
             (closed.frames, closed.bytes) = (sealed.frames, sealed.bytes);
-            if let Err(error) = sidecar_of(&closed, origin).write_in(&directory, &name) {
-                log::error!("a finished file has no sidecar yet file={name:?} error={error}");
-            }
+            finished.seal(&syncer, &sidecar_of(&closed, origin))?;
             drop(held);
             Ok::<_, io::Error>((sealed, closed))
         });

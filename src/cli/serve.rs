@@ -6,6 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::ConfigArg;
 use crate::app::{self, Server};
+use crate::fail_point;
 
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
@@ -14,6 +15,7 @@ pub struct ServeArgs {
 }
 
 pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    fail_point::set_up();
     let config = args.config.load()?;
     raise_file_limit();
     keep_files_private();

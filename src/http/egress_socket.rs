@@ -30,6 +30,7 @@ use crate::audio::format::PcmFormat;
 use crate::audio::mixdown::Mix;
 use crate::clock::Clock;
 use crate::db::rows::EndReason;
+use crate::fail_point;
 use crate::livekit::egress_stream::{FRAMES_PER_SECOND, TextMessage, parse_text};
 use crate::ticket::TicketKind;
 
@@ -182,6 +183,7 @@ impl EgressSocket {
 
     fn flush(&mut self, ctx: &mut WebsocketContext<Self>) {
         if let Some(batch) = self.intake.take() {
+            fail_point::pass("socket-batch");
             self.hand_over(batch, ctx);
         }
     }

@@ -14,6 +14,7 @@ use super::storage::Storage;
 use crate::actors::totals::Totals;
 use crate::db::Store;
 use crate::journal::{Journal, JournalFigures};
+use crate::watchdog::Watchdog;
 
 /// How long each part may take to answer.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -28,9 +29,11 @@ pub async fn root() -> HttpResponse {
 /// `GET /health`
 pub async fn health(doors: web::Data<Doors>) -> HttpResponse {
     let mut reasons = doors.health.reasons().await;
+    reasons.extend(doors.health.silent(true));
     let timestamp = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
     let able = reasons.is_empty();
     reasons.extend(doors.health.journal());
+    reasons.extend(doors.health.silent(false));
     let status = match (able, reasons.is_empty()) {
         (true, true) => return HttpResponse::Ok().json(json!({"status": "healthy", "timestamp": timestamp})),
         // It works, and something is to be looked at.
@@ -47,12 +50,18 @@ pub struct Health {
     /// Of audio and of video.
     storages: [Arc<Storage>; 2],
     totals: Arc<Totals>,
+    watchdog: Watchdog,
     last: Mutex<Option<(Instant, Vec<String>)>>,
 }
 
 impl Health {
-    pub fn new(store: Store, journal: Journal, storages: [Arc<Storage>; 2], totals: Arc<Totals>) -> Self {
-        Self { store, journal, storages, totals, last: Mutex::default() }
+    pub fn new(store: Store, journal: Journal, storages: [Arc<Storage>; 2], totals: Arc<Totals>, watchdog: Watchdog) -> Self {
+        Self { store, journal, storages, totals, watchdog, last: Mutex::default() }
+    }
+
+    /// What does not answer of the server itself: what nothing goes on without, or the rest.
+    fn silent(&self, vital: bool) -> impl Iterator<Item = String> {
+        self.watchdog.silent().into_iter().filter(move |(_, is_vital)| *is_vital == vital).map(|(part, _)| part)
     }
 
     /// What keeps the server from its work; nothing when it is healthy.

@@ -15,6 +15,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 
+use super::fence::Fence;
+use super::finish::Finished;
 use super::lock;
 use super::path::SegmentName;
 use super::root::{Directory, Root};
@@ -146,6 +148,38 @@ impl SegmentFile {
     /// # Errors
     /// Whatever the file system says.
     pub fn append(&mut self, pieces: &[Piece]) -> io::Result<()> {
+        let end = self.write(pieces)?;
+        self.count(end);
+        Ok(())
+    }
+
+    /// The same, of an append that has begun. Returns whether it counts; what was given up meanwhile is taken back, for it is in another file by then.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn append_within(&mut self, fence: &Fence, pieces: &[Piece]) -> io::Result<bool> {
+        let end = self.write(pieces)?;
+        if fence.finish() {
+            self.count(end);
+            return Ok(true);
+        }
+        self.file.write_all_at(&wav_header::encode(self.format, self.data_bytes), 0)?;
+        if let Some(moved) = self.moved.take() {
+            self.file.write_all_at(&moved, (HEADER_BYTES + self.data_bytes).saturating_sub(len(&moved)))?;
+        }
+        self.file.set_len(HEADER_BYTES + self.data_bytes)?;
+        self.file_bytes = HEADER_BYTES + self.data_bytes;
+        Ok(false)
+    }
+
+    fn count(&mut self, end: u64) {
+        self.data_bytes = end;
+        self.moved = None;
+        self.watched.note_written();
+    }
+
+    /// Returns where the audio ends then.
+    fn write(&mut self, pieces: &[Piece]) -> io::Result<u64> {
         let mut end = self.data_bytes;
         for piece in pieces {
             match piece {
@@ -161,10 +195,7 @@ impl SegmentFile {
             self.file_bytes = HEADER_BYTES + end;
         }
         self.file.write_all_at(&wav_header::encode(self.format, end), 0)?;
-        self.data_bytes = end;
-        self.moved = None;
-        self.watched.note_written();
-        Ok(())
+        Ok(end)
     }
 
     /// Whether the disk has said that it lost something of the file.
@@ -203,20 +234,27 @@ impl SegmentFile {
         Ok(())
     }
 
-    /// Finishes the file: cut to what the header declares, handed to the disk together with its name.
+    /// Removes the file: nothing in it counts.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn discard(self) -> io::Result<()> {
+        self.directory.remove(&file_name(&self.relative))
+    }
+
+    /// Finishes the file: cut to what the header declares, and still to be handed to the disk.
     ///
     /// # Errors
     /// Whatever the file system says; the file is valid all the same.
-    pub fn seal(self, syncer: &Syncer) -> io::Result<Sealed> {
+    pub fn cut(self) -> io::Result<(Sealed, Finished)> {
         let frames = self.format.frames(self.data_bytes);
         let bytes = frames * self.format.frame_bytes();
         // An append that failed may have left more behind than was counted.
         if self.file.metadata()?.len() != HEADER_BYTES + bytes {
             self.file.set_len(HEADER_BYTES + bytes)?;
         }
-        syncer.sync_now(self.file)?;
-        syncer.sync_now(self.directory.handle())?;
-        Ok(Sealed { frames, bytes })
+        let name = file_name(&self.relative);
+        Ok((Sealed { frames, bytes }, Finished { file: self.file, directory: self.directory, name }))
     }
 
     /// Writes `audio` at `offset`, leaving out what is zero within a block of the file.
@@ -330,7 +368,7 @@ mod tests {
     }
 
     fn sealed(segment: SegmentFile) -> Sealed {
-        segment.seal(&Syncer::start().expect("threads")).expect("sealed")
+        segment.cut().expect("cut").0
     }
 
     /// The PCM that a player would read, by hound.
@@ -404,6 +442,24 @@ mod tests {
         let path = segment.relative_path().to_owned();
         sealed(segment);
         assert_eq!(read(dir.path(), &path), [vec![0; 400], noise(800)].concat());
+    }
+
+    #[test]
+    fn i9_what_was_given_up_while_it_was_written_is_taken_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let sound = noise(20_000);
+        let mut segment = create(dir.path(), &[audio(sound.clone())]);
+        for pieces in [vec![audio(noise(9_000))], vec![Piece::Missing { bytes: 5_000, behind: 400 }, audio(noise(80))], vec![Piece::Lost(70_000)]] {
+            let fence = Fence::default();
+            assert!(fence.begin() && fence.give_up());
+            assert!(!segment.append_within(&fence, &pieces).expect("an append"));
+            assert!(read(dir.path(), segment.relative_path()) == sound, "{pieces:?}");
+            let length = std::fs::metadata(dir.path().join(segment.relative_path())).expect("a file").len();
+            assert_eq!(length, 44 + 20_000, "a repair would find nothing of it");
+        }
+        let fence = Fence::default();
+        assert!(fence.begin() && segment.append_within(&fence, &[audio(noise(80))]).expect("an append") && !fence.give_up());
+        assert_eq!(segment.data_bytes(), 20_080);
     }
 
     #[test]

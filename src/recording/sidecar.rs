@@ -130,12 +130,28 @@ impl Sidecar {
     /// # Errors
     /// As [`Sidecar::write`].
     pub fn write_in(&self, directory: &Directory, file: &str) -> io::Result<()> {
-        let draft = format!(".{file}.json.new");
-        let mut drafted = directory.create_over(&draft)?;
-        drafted.write_all(&self.text()?)?;
-        drafted.sync_all()?;
-        directory.rename_over(&draft, &format!("{file}.json"))?;
+        self.draft_in(directory, file)?.sync_all()?;
+        Self::publish_in(directory, file)?;
         directory.sync()
+    }
+
+    /// Its text under a temporary name, which is not synced.
+    pub(super) fn draft_in(&self, directory: &Directory, file: &str) -> io::Result<File> {
+        let mut draft = directory.create_over(&draft_name(file))?;
+        draft.write_all(&self.text()?)?;
+        Ok(draft)
+    }
+
+    /// Gives a draft its name.
+    pub(super) fn publish_in(directory: &Directory, file: &str) -> io::Result<()> {
+        directory.rename_over(&draft_name(file), &format!("{file}.json"))
+    }
+
+    /// Removes a draft that says what is not so.
+    pub(super) fn discard_in(directory: &Directory, file: &str) {
+        if let Err(error) = directory.remove(&draft_name(file)) {
+            log::debug!("a draft that nobody reads is left file={file:?} error={error}");
+        }
     }
 
     fn text(&self) -> io::Result<Vec<u8>> {
@@ -175,6 +191,10 @@ pub fn path_of(media: &Path) -> PathBuf {
     let mut path = media.as_os_str().to_owned();
     path.push(".json");
     path.into()
+}
+
+fn draft_name(file: &str) -> String {
+    format!(".{file}.json.new")
 }
 
 /// Where it waits for its name.

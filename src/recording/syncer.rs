@@ -8,11 +8,14 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+
+use crate::fail_point;
 
 /// How often open files are synced. A promise of 1 s, less what a round may be late.
 const INTERVAL: Duration = Duration::from_millis(850);
@@ -132,6 +135,12 @@ impl Syncer {
         self.ask(file)?.blocking_recv().map_err(|_| stopped())?
     }
 
+    /// The same for files that are waited for together, each with its own answer.
+    pub fn sync_together(&self, files: Vec<Arc<File>>) -> Vec<io::Result<()>> {
+        let asked: Vec<_> = files.into_iter().map(|file| self.ask(file)).collect();
+        asked.into_iter().map(|asked| asked?.blocking_recv().map_err(|_| stopped())?).collect()
+    }
+
     pub fn counts(&self) -> &SyncCounts {
         &self.shared.counts
     }
@@ -216,11 +225,17 @@ impl Shared {
             }
         }
         let started = Instant::now();
-        let (outcome, counter) = match jobs.as_slice() {
-            [only] if only.whole => (only.file.sync_all(), &self.counts.files),
-            [only] => (only.file.sync_data(), &self.counts.files),
-            _ => (rustix::fs::syncfs(&first.file).map_err(io::Error::from), &self.counts.file_systems),
-        };
+        let counter = if jobs.len() == 1 { &self.counts.files } else { &self.counts.file_systems };
+        // Whoever waits is told, and the thread goes on, whatever happens in here.
+        let synced = catch_unwind(AssertUnwindSafe(|| {
+            fail_point::pass("syncer-sync");
+            match jobs.as_slice() {
+                [only] if only.whole => only.file.sync_all(),
+                [only] => only.file.sync_data(),
+                _ => rustix::fs::syncfs(&first.file).map_err(io::Error::from),
+            }
+        }));
+        let outcome = synced.unwrap_or_else(|_| Err(io::Error::other("the sync panicked")));
         counter.fetch_add(1, Ordering::Relaxed);
         let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.counts.slowest_us.fetch_max(took, Ordering::Relaxed);

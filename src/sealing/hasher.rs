@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::sidecar_by_row;
 use crate::db::rows::seals::SegmentInContext;
 use crate::db::{DbError, Store};
+use crate::fail_point;
 use crate::ids::SegmentId;
 use crate::recording::hash::sha256_of;
 use crate::recording::path::below;
@@ -140,6 +142,12 @@ impl Worker {
 
     /// The digest, when the sidecar has it. `None` when told to stop.
     fn hash(&self, row: SegmentInContext) -> io::Result<Option<String>> {
+        // One file's trouble is not that of the files behind it.
+        catch_unwind(AssertUnwindSafe(|| self.hash_file(row))).unwrap_or_else(|_| Err(io::Error::other("hashing it panicked")))
+    }
+
+    fn hash_file(&self, row: SegmentInContext) -> io::Result<Option<String>> {
+        fail_point::pass("hasher-file");
         let shelf = self.shelves.iter().find(|shelf| shelf.format == row.segment.format).ok_or(io::ErrorKind::NotFound)?;
         let path = below(shelf.root.path(), &row.segment.path).ok_or(io::ErrorKind::InvalidInput)?;
         let sidecar = match Sidecar::read(&path)? {

@@ -11,6 +11,15 @@ use crate::recording::root::Root;
 type Question = (Vec<Piece>, oneshot::Sender<Result<Appended, RecordingError>>);
 type Asked = tokio::sync::mpsc::UnboundedReceiver<Question>;
 
+/// Makes the actor panic, for the tests of its supervision.
+impl Handler<crate::actors::wav_writer::Panic> for BufferActor {
+    type Result = ();
+
+    fn handle(&mut self, _: crate::actors::wav_writer::Panic, _: &mut Context<Self>) {
+        panic!("as asked");
+    }
+}
+
 /// A writer that answers when the test says so.
 struct ProbeWriter(tokio::sync::mpsc::UnboundedSender<Question>);
 
@@ -84,6 +93,7 @@ fn bench(spool_bytes: u64, limit_bytes: u64) -> Bench {
         spool_bytes,
         clock,
         longest_fill: Duration::from_secs(300),
+        pulse: DiskPulse::of(Root::open(&std::env::temp_dir()).expect("a root")),
         budget: Arc::clone(&budget),
         stats: Arc::clone(&stats),
         writer: UseWriter { writer: writer.clone().recipient(), generation: 0, limit_bytes },
@@ -205,6 +215,21 @@ async fn a_failed_append_goes_to_the_next_writer_as_it_was() {
     let (pieces, _answer) = bench.next().await;
     assert_eq!(pieces, [audio(2, 400)]);
     assert_eq!(bench.heard(), ["failed 0 a recording cannot be written: broken"]);
+}
+
+#[actix_rt::test]
+async fn what_a_dead_writer_had_in_hand_goes_to_the_next_though_that_came_first() {
+    let mut bench = bench(1 << 20, 1 << 30);
+    bench.push(1, 400).await;
+    let (_, answer) = bench.next().await;
+    let next = UseWriter { writer: bench.writer.clone().recipient(), generation: 1, limit_bytes: 1 << 30 };
+    bench.buffer.send(next).await.expect("alive");
+    answer.send(Err(RecordingError::WriterLost)).expect("awaited");
+    let (pieces, answer) = bench.next().await;
+    assert_eq!(pieces, [audio(1, 400)]);
+    answer.send(appended(400)).expect("awaited");
+    bench.buffer.send(FinishBuffer).await.expect("drained");
+    assert!(bench.heard().is_empty(), "nobody is asked for a third");
 }
 
 #[actix_rt::test]

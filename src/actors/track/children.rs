@@ -109,6 +109,7 @@ impl TrackActor {
             clock,
             longest_fill: resources.recording.longest_fill,
             budget: Arc::clone(&resources.budget),
+            pulse: resources.pulse.clone(),
             stats: Arc::clone(&self.params.stats),
             writer: self.use_writer(&writer),
             writer_failed: ctx.address().recipient(),
@@ -179,6 +180,7 @@ impl TrackActor {
             }
             Verdict::GiveUp => {
                 log::error!("a track's segments fail again and again, it is given up connection={} error={error}", self.params.connection);
+                self.params.stats.totals().given_up.inc();
                 self.on(TrackEvent::End(EndReason::Failed), ctx);
             }
         }
@@ -202,9 +204,10 @@ impl TrackActor {
             }
         }));
         let finish = FinishSegment { reason, mute_spans: self.muted_frames() };
-        let finished = async move { old.send(finish).await };
+        // Beside the track: a writer that hangs may seal its file when the track has ended.
+        let finished = actix_rt::spawn(async move { old.send(finish).await });
         ctx.spawn(finished.into_actor(self).map(move |finished, track, _| {
-            if let Err(error) = finished {
+            if let Ok(Err(error)) = finished {
                 // A dead writer cannot finish: the rows' task measures the file itself.
                 log::warn!("a segment was not finished by its writer connection={} error={error}", track.params.connection);
             }

@@ -11,9 +11,11 @@ use crate::config::{AnalysisConfig, IngestConfig, RecordingConfig};
 use crate::db::Store;
 use crate::journal::Journal;
 use crate::recording::pipeline_log::PipelineLog;
+use crate::recording::pulse::DiskPulse;
 use crate::recording::root::Root;
 use crate::recording::syncer::Syncer;
 use crate::video::codec::Container;
+use crate::watchdog::Watchdog;
 
 /// What all tracks share.
 pub struct TrackResources {
@@ -31,6 +33,9 @@ pub struct TrackResources {
     pub totals: Arc<Totals>,
     pub budget: Arc<SpoolBudget>,
     pub syncer: Syncer,
+    /// Whether the disk of audio answers.
+    pub pulse: DiskPulse,
+    pub watchdog: Watchdog,
     pub service: Service,
 }
 

@@ -4,18 +4,21 @@
 //! behind it, so that neither a database that is down nor a process that is killed meanwhile costs a row. Only where the journal takes nothing either do
 //! rows wait in memory. Measurements and facts could become many there: the ones have a bound, and of the others one waits.
 
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::actors::child::{backoff, jitter};
+use crate::actors::child::{RestartBudget, RestartPolicy, Verdict, backoff, jitter};
 use crate::db::rows::{ClosedSegment, EndReason, NewRecording, TrackFacts, TrackKind};
 use crate::db::{DbError, Store};
+use crate::fail_point;
 use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, TicketId, TrackSid, new_row_id};
 use crate::journal::rows::{ConnectionRows, Measured, OpenedSegment, RowOp, RowRecord, Written};
 use crate::journal::{Behind, Journal, Record};
@@ -23,6 +26,7 @@ use crate::recording::path::below;
 use crate::recording::repair::{Interrupted, Outcome, repair};
 use crate::sealing::closed_by;
 use crate::video::codec::Container;
+use crate::watchdog::{Watchdog, Work};
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Replies of an analysis service that wait for the database: ten minutes of them, in groups of 2 s.
@@ -30,6 +34,10 @@ const MAX_MEASURED: usize = 300;
 const MAX_RETRY: Duration = Duration::from_secs(5);
 /// How long the database may take for a row before the journal does. A shutdown waits twice as long for rows.
 const ROW_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Of one row that panics.
+const RESTARTS: RestartPolicy =
+    RestartPolicy { intensity: 5, window: Duration::from_secs(60), first_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(5) };
 
 /// Whose rows they are.
 #[derive(Debug, Clone)]
@@ -43,6 +51,7 @@ pub struct TrackIdentity {
 }
 
 /// What is to become rows.
+#[derive(Clone)]
 enum Told {
     Opened(OpenedSegment),
     Closed(ClosedSegment),
@@ -50,16 +59,20 @@ enum Told {
     Abandoned(SegmentId),
     Facts(TrackFacts),
     Measured(Vec<Measured>),
+    End,
+}
+
+enum Op {
+    Row(Told),
     /// Answers when everything before it is in the database or in the journal.
     Flush(oneshot::Sender<()>),
-    End,
 }
 
 /// The way to the rows of one track. Cheap to clone; every call returns at once.
 #[derive(Debug, Clone)]
 pub struct RowLog {
     /// Boxed: a channel holds room for 32 of them from the start, and a track that is idle sends none.
-    ops: mpsc::UnboundedSender<Box<Told>>,
+    ops: mpsc::UnboundedSender<Box<Op>>,
     measured_waiting: Arc<AtomicUsize>,
     facts_waiting: Arc<AtomicBool>,
 }
@@ -73,6 +86,7 @@ impl RowLog {
         identity: TrackIdentity,
         ticket: Option<TicketId>,
         spent: oneshot::Sender<()>,
+        watchdog: &Watchdog,
     ) -> Self {
         let (ops, received) = mpsc::unbounded_channel();
         let (measured_waiting, facts_waiting) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
@@ -88,6 +102,7 @@ impl RowLog {
             measured_waiting: Arc::clone(&measured_waiting),
             facts_waiting: Arc::clone(&facts_waiting),
             spent: Some(spent),
+            work: watchdog.work("the rows of a track".to_owned()),
         };
         store.spawn(keeper.run(received));
         Self { ops, measured_waiting, facts_waiting }
@@ -135,14 +150,18 @@ impl RowLog {
     /// Resolves when everything so far is in the database, or in the journal.
     pub async fn flushed(&self) {
         let (done, flushed) = oneshot::channel();
-        self.put(Told::Flush(done));
+        self.send(Op::Flush(done));
         if flushed.await.is_err() {
             log::error!("rows of a track were not written: their task is gone");
         }
     }
 
     fn put(&self, told: Told) {
-        if self.ops.send(Box::new(told)).is_err() {
+        self.send(Op::Row(told));
+    }
+
+    fn send(&self, op: Op) {
+        if self.ops.send(Box::new(op)).is_err() {
             log::error!("a row of a track was not written: its task is gone");
         }
     }
@@ -164,24 +183,55 @@ struct Keeper {
     measured_waiting: Arc<AtomicUsize>,
     facts_waiting: Arc<AtomicBool>,
     spent: Option<oneshot::Sender<()>>,
+    work: Work,
 }
 
 /// A step that the database is doing, with what it says of the recording.
 type Writing = JoinHandle<(ConnectionRows, Result<Written, DbError>)>;
 
 impl Keeper {
-    async fn run(mut self, mut ops: mpsc::UnboundedReceiver<Box<Told>>) {
+    async fn run(mut self, mut ops: mpsc::UnboundedReceiver<Box<Op>>) {
         // What an operation needs is 4 KiB, which the thousands that wait for one do not hold.
-        while let Some(told) = ops.recv().await {
-            Box::pin(self.keep(*told)).await;
+        while let Some(op) = ops.recv().await {
+            match *op {
+                Op::Row(told) => self.keep_in_spite_of_panics(told).await,
+                Op::Flush(done) => {
+                    // Nobody may be waiting any more.
+                    done.send(()).ok();
+                }
+            }
         }
         // A track that died could not say its end.
-        Box::pin(self.end()).await;
+        self.keep_in_spite_of_panics(Told::End).await;
+    }
+
+    /// A panic costs neither the row, which is tried again as it may be done twice, nor those behind it.
+    async fn keep_in_spite_of_panics(&mut self, told: Told) {
+        match &told {
+            Told::Facts(_) => self.facts_waiting.store(false, Relaxed),
+            Told::Measured(_) => {
+                self.measured_waiting.fetch_sub(1, Relaxed);
+            }
+            Told::Opened(_) | Told::Closed(_) | Told::Abandoned(_) | Told::End => {}
+        }
+        let mut budget = RestartBudget::new(RESTARTS);
+        self.work.begin();
+        while Box::pin(AssertUnwindSafe(self.keep(told.clone())).catch_unwind()).await.is_err() {
+            let Verdict::RestartIn(wait) = budget.on_failure(Instant::now(), jitter()) else {
+                log::error!("a row of a track is given up: it panics again and again connection={}", self.connection);
+                break;
+            };
+            log::error!("a row of a track panicked, trying again connection={}", self.connection);
+            tokio::time::sleep(wait).await;
+        }
+        self.work.end();
     }
 
     async fn keep(&mut self, told: Told) {
+        fail_point::hold("rows-keep").await;
         match told {
             Told::Opened(segment) => {
+                self.open.retain(|open| open.id != segment.id);
                 self.open.push(segment.clone());
                 if self.rows.is_none() {
                     let TrackIdentity { meeting, room, participant, track, .. } = self.identity.clone();
@@ -189,25 +239,17 @@ impl Keeper {
                     let recording = NewRecording { id, meeting, room, participant, track, kind, started_at: segment.started_at };
                     self.rows = Some(ConnectionRows { recording, opened: None });
                 }
-                let ticket = self.ticket.take();
-                self.write("segment", RowOp::Opened(segment, ticket)).await;
+                self.write("segment", RowOp::Opened(segment, self.ticket.clone())).await;
+                self.ticket = None;
             }
             Told::Closed(closed) => {
                 self.open.retain(|open| open.id != closed.id);
                 self.write("segment", RowOp::Closed(closed)).await;
             }
             Told::Facts(facts) => {
-                self.facts_waiting.store(false, Relaxed);
                 self.write("track", RowOp::Facts(facts)).await;
             }
-            Told::Measured(measured) => {
-                self.measured_waiting.fetch_sub(1, Relaxed);
-                self.write("measurements", RowOp::Measured(measured)).await;
-            }
-            Told::Flush(done) => {
-                // Nobody may be waiting any more.
-                done.send(()).ok();
-            }
+            Told::Measured(measured) => self.write("measurements", RowOp::Measured(measured)).await,
             Told::Abandoned(id) => {
                 let (dead, others) = std::mem::take(&mut self.open).into_iter().partition(|open| open.id == id);
                 self.open = others;
@@ -301,6 +343,7 @@ impl Keeper {
     fn begin(&self, mut rows: ConnectionRows, op: RowOp) -> Writing {
         let store = self.store.clone();
         tokio::spawn(async move {
+            fail_point::hold("rows-write").await;
             let outcome = rows.write(&store, op).await;
             (rows, outcome)
         })

@@ -122,6 +122,8 @@ impl Stage {
             lag: Arc::default(),
             budget: Arc::new(SpoolBudget::new(1 << 26)),
             syncer: Syncer::start().expect("threads"),
+            watchdog: Watchdog::default(),
+            pulse: DiskPulse::of(Root::open(&dir.path().join("audio")).expect("a root")),
             service: Service::Streaming(service),
             store: store.clone(),
             journal: journal.clone(),
