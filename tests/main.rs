@@ -28,6 +28,8 @@ mod session_lifecycle;
 mod shutdown;
 mod storage_engines;
 mod storage_root;
+#[cfg(feature = "fail-points")]
+mod supervision;
 mod support;
 mod tidy;
 mod video;

@@ -1,5 +1,7 @@
 //! How the server ends: everything sealed, everybody told.
 
+mod crowd;
+
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
@@ -156,6 +158,18 @@ async fn nobody_new_gets_in_while_the_server_stops() {
     database.batch_execute("COMMIT").unwrap();
     let app = TestApp::builder().open().dir(&app.dir).start().await;
     assert!(sealed(&app, "shutdown").await == [("ana".to_owned(), pcm)], "the row waited in the journal");
+}
+
+/// One request; nothing if it is not answered.
+async fn ask_root(stream: &mut TcpStream) -> Option<()> {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.ok()?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"}") {
+        if stream.read_buf(&mut answer).await.ok()? == 0 {
+            return None;
+        }
+    }
+    Some(())
 }
 
 /// What comes until the end of a JSON body, or of the connection.

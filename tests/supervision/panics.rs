@@ -1,0 +1,128 @@
+//! I8: a panic stays where it is.
+
+use super::{all_final, continued, cut_short, failing, twenty_speak};
+use crate::support::fake_hume::{FakeHume, FakeHumeOptions};
+
+/// Panics once, in one of twenty tracks, a second after they have begun. How many are cut short by it, and how many go on in another segment?
+async fn a_panic_at(point: &str, after: u32, short: usize, further: usize) {
+    let app = failing(&format!("{point}={after}*off->1*panic->off")).start().await;
+    let spoken = twenty_speak(&app).await;
+    let kept = all_final(&app).await;
+    app.logged("panicked").await;
+    let cut = cut_short(&spoken, &kept);
+    assert_eq!((cut.len(), continued(&kept)), (short, further), "{point}: {cut:?} are cut short; the log:\n{}", app.log());
+    assert_eq!(app.get("/health").await.status, 200, "the server goes on");
+    for number in cut {
+        assert!(!spoken[&number].close.close_frame || spoken[&number].close.code == Some(1011), "{point}: {:?}", spoken[&number].close);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_a_panic_of_a_socket_ends_that_track_alone() {
+    a_panic_at("socket-batch", 200, 1, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_a_panic_of_a_track_ends_that_track_alone() {
+    a_panic_at("track-audio", 200, 1, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_a_panic_of_a_buffer_ends_that_track_alone() {
+    a_panic_at("buffer-push", 200, 1, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_a_writer_that_panics_is_followed_by_the_next_segment_without_a_loss() {
+    a_panic_at("writer-turn", 150, 0, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_a_write_that_panics_is_followed_by_the_next_segment_without_a_loss() {
+    a_panic_at("writer-append", 150, 0, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_a_seal_that_panics_costs_nothing() {
+    a_panic_at("writer-seal", 5, 0, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_a_row_that_panics_is_written_all_the_same() {
+    a_panic_at("rows-keep", 10, 0, 0).await;
+    a_panic_at("rows-write", 10, 0, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_a_sync_that_panics_makes_files_suspect_and_costs_nothing() {
+    let app = failing("syncer-sync=1*off->1*panic->off").start().await;
+    let spoken = twenty_speak(&app).await;
+    let kept = all_final(&app).await;
+    assert_eq!(cut_short(&spoken, &kept), [0; 0], "{}", app.log());
+    let rows: Vec<_> = kept.values().flat_map(|track| &track.rows).collect();
+    assert!(rows.iter().any(|row| row["suspect"] == true), "{rows:?}");
+    assert!(kept.values().all(|track| track.rows.last().unwrap()["suspect"] == false), "the segments behind it are not: {rows:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_a_file_whose_hashing_panics_does_not_keep_others_from_theirs() {
+    let app = failing("hasher-file=1*panic->off").start().await;
+    let spoken = twenty_speak(&app).await;
+    let kept = all_final(&app).await;
+    assert_eq!(cut_short(&spoken, &kept), [0; 0]);
+    let hashed = async || {
+        let kept = super::recorded(&app).await;
+        let hashed = kept.values().flat_map(|track| &track.rows).filter(|row| row["sha256"].is_string()).count();
+        (hashed == kept.len() - 1).then_some(())
+    };
+    app.eventually("all but one are hashed", hashed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_an_analysis_that_panics_is_restarted_and_no_recording_notices() {
+    let fake = FakeHume::start(FakeHumeOptions { api_key: "key".to_owned(), ..FakeHumeOptions::default() });
+    let streaming = failing("analysis-send=3*off->1*panic->off").env("HUME_WS_URL", fake.url()).env("HUME_API_KEY", "key");
+    let app = streaming.start().await;
+    let spoken = twenty_speak(&app).await;
+    app.logged("child=Analysis").await;
+    let kept = all_final(&app).await;
+    assert_eq!((cut_short(&spoken, &kept).len(), continued(&kept)), (0, 0), "{}", app.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_the_sixth_failure_within_a_minute_ends_its_track_and_is_told() {
+    // One track alone, whose appends all panic but the first of each of some segments.
+    let app = failing("writer-append=3*off->6*panic->off").start().await;
+    let spoken = crate::support::speaker::speak(&app, 0, 100).await.await.unwrap();
+    assert_eq!((spoken.close.code, spoken.close.reason.as_str()), (Some(1011), "failed"), "{:?}; {}", spoken.close, app.log());
+    let ended = async || super::recorded(&app).await.remove(&0).filter(|track| track.ended);
+    let track = app.eventually("its rows are final", ended).await;
+    assert_eq!(track.rows.last().unwrap()["endReason"], "failed", "{:?}", track.rows);
+    assert!(app.log().contains("fail again and again"), "{}", app.log());
+    let metrics = String::from_utf8(app.get("/metrics").await.body).unwrap();
+    for told in ["live_meeting_writer_restarts_total 5", "live_meeting_tracks_given_up_total 1"] {
+        assert!(metrics.contains(told), "{told}:\n{metrics}");
+    }
+    // The next connection of the same track is let in.
+    let again = crate::support::speaker::speak(&app, 0, 3).await.await.unwrap();
+    assert!(again.close.close_frame, "{:?}", again.close);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_a_registry_that_panics_ends_the_process_which_every_file_survives() {
+    let mut app = failing("registry-reserve=1*off->1*panic").start().await;
+    let speaker = crate::support::speaker::speak(&app, 0, 600).await;
+    let heard = async || app.live("p000").await.filter(|live| live["recordedBytes"].as_u64() > Some(20_000)).map(drop);
+    app.eventually("it is heard", heard).await;
+    let path = "/egress-audio?roomName=room&participant=p001&trackId=TR_1";
+    let addr = app.addr;
+    // Nobody answers it.
+    tokio::spawn(async move { crate::support::egress_peer::EgressPeer::connect(addr, path).await.map(drop) });
+    let status = tokio::time::timeout(std::time::Duration::from_secs(20), app.child.wait()).await.expect("it ends").unwrap();
+    assert_eq!(status.code(), Some(70), "{}", app.log());
+    let spoken = speaker.await.unwrap();
+    let app = crate::support::test_app::TestApp::builder().open().dir(&app.dir).start().await;
+    let kept = super::recorded(&app).await;
+    assert!(kept[&0].ended && kept[&0].pcm.len() > 20_000, "{:?}", kept[&0].rows);
+    assert!(crate::support::speaker::speech(0, spoken.sent).starts_with(&kept[&0].pcm));
+}
