@@ -29,6 +29,10 @@ impl DiskPulse {
 
     /// Resolves when a file can be written below the root, or the disk says that it cannot: an answer is what is asked for. `false` if nobody could be asked.
     pub async fn answers(&self) -> bool {
+        self.ask().await.is_ok()
+    }
+
+    fn ask(&self) -> oneshot::Receiver<()> {
         let (told, answer) = oneshot::channel();
         let mut asked = self.lock();
         asked.waiting.push(told);
@@ -39,8 +43,7 @@ impl DiskPulse {
                 *asked = Asked::default();
             }
         }
-        drop(asked);
-        answer.await.is_ok()
+        answer
     }
 
     fn look(&self) {
