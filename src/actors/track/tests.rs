@@ -22,9 +22,11 @@ use crate::ids::{MeetingId, RoomName, TrackSid};
 use crate::journal::Journal;
 use crate::recording::ivf::Unframer;
 use crate::recording::pipeline_log::PipelineLog;
+use crate::recording::pulse::DiskPulse;
 use crate::recording::root::Root;
 use crate::recording::syncer::Syncer;
 use crate::recording::video_stream::Arrival;
+use crate::watchdog::Watchdog;
 
 /// Makes a child, or the track itself, panic.
 #[derive(Message)]
