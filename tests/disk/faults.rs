@@ -59,14 +59,15 @@ async fn d6_a_write_that_fails_for_good_ends_its_segment_and_the_next_has_the_re
 
 #[tokio::test]
 async fn f11_a_file_that_may_not_grow_is_followed_by_the_next_and_nobody_dies() {
-    const LIMIT: usize = 3_000_000;
+    // More than one append may hold.
+    const LIMIT: usize = 5_000_000;
     let app = eager().start().await;
     let pid = app.child.id().expect("the server runs").to_string();
     let limited = std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={LIMIT}")]).status();
     if !limited.is_ok_and(|status| status.success()) {
         return eprintln!("skipped: prlimit cannot set the limit");
     }
-    let sent = counter_pcm(10 * MIB / STEREO_FRAME, 1);
+    let sent = counter_pcm(17 * MIB / STEREO_FRAME, 1);
     let mut peer = connect(&app, "ana").await;
     peer.send_pcm(&sent).await.unwrap();
     peer.close_and_wait().await;
