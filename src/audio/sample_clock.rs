@@ -103,8 +103,14 @@ impl SampleClock {
     /// Audio keeps on coming behind what may be a hole.
     fn on_hole(&mut self, hole: Hole, time: f64, delay: f64) -> Verdict {
         let lack = delay - hole.usual;
-        if lack <= LEAST_HOLE || time - hole.since > GIVE_UP_AFTER {
-            // It has caught up, or its pace is another than was declared.
+        if lack <= LEAST_HOLE {
+            // It has caught up; what it may still lack counts with the next.
+            self.hole = None;
+            self.usual = Some((time, delay.min(hole.usual)));
+            return Verdict::OnTime;
+        }
+        if time - hole.since > GIVE_UP_AFTER {
+            // Its pace is another than was declared.
             self.hole = None;
             self.usual = None;
             self.on_usual(time, delay);

@@ -40,6 +40,8 @@ async fn crowd(app: &TestApp) -> Crowd {
         (heard == tracks as usize).then_some(())
     };
     app.eventually("all are heard", all_are_heard).await;
+    let all_have_rows = async || (recorded(app).await.len() == tracks as usize).then_some(());
+    app.eventually("all have their rows", all_have_rows).await;
     let live = app.items("/api/v1/tracks/live").await;
     let of = |track: &Value| (track["participant"].as_str().unwrap()[1..].parse().unwrap(), track["bytes"].as_u64().unwrap() as usize);
     Crowd { speakers, received: live.iter().map(of).collect() }
