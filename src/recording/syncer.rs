@@ -45,8 +45,16 @@ pub struct SyncCounts {
     /// File systems synced as a whole.
     pub file_systems: AtomicU64,
     pub failures: AtomicU64,
+    last_failure: Mutex<Option<Instant>>,
     /// The longest that one call took, in microseconds.
     pub slowest_us: AtomicU64,
+}
+
+impl SyncCounts {
+    /// How long ago a sync failed last.
+    pub fn since_failure(&self) -> Option<Duration> {
+        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).map(|last| last.elapsed())
+    }
 }
 
 #[derive(Debug)]
@@ -67,7 +75,10 @@ struct Alive(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
+    /// There is a job, or the end.
     work: Condvar,
+    /// There is the end. Of its own: a word of work that reached the clock would be lost on every worker.
+    end: Condvar,
     counts: SyncCounts,
 }
 
@@ -97,13 +108,17 @@ impl Syncer {
     /// # Errors
     /// When no thread can be started.
     pub fn start() -> io::Result<Self> {
+        Self::with(INTERVAL)
+    }
+
+    fn with(interval: Duration) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         for _ in 0..THREADS {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new().name("syncer".to_owned()).spawn(move || shared.work())?;
         }
         let ticker = Arc::clone(&shared);
-        std::thread::Builder::new().name("sync-clock".to_owned()).spawn(move || ticker.tick())?;
+        std::thread::Builder::new().name("sync-clock".to_owned()).spawn(move || ticker.tick(interval))?;
         Ok(Self { _alive: Arc::new(Alive(Arc::clone(&shared))), shared })
     }
 
@@ -175,6 +190,7 @@ impl Drop for Alive {
     fn drop(&mut self) {
         self.0.lock().stopping = true;
         self.0.work.notify_all();
+        self.0.end.notify_all();
     }
 }
 
@@ -184,17 +200,16 @@ impl Shared {
     }
 
     /// Queues what was written to, each interval.
-    fn tick(&self) {
-        let mut next = Instant::now() + INTERVAL;
+    fn tick(&self, interval: Duration) {
+        let mut next = Instant::now() + interval;
         let mut state = self.lock();
         while !state.stopping {
             let wait = next.saturating_duration_since(Instant::now());
             if !wait.is_zero() {
-                // Woken for work too, which is not this thread's.
-                state = self.work.wait_timeout(state, wait).map_or_else(|error| error.into_inner().0, |(state, _)| state);
+                state = self.end.wait_timeout(state, wait).map_or_else(|error| error.into_inner().0, |(state, _)| state);
                 continue;
             }
-            next = Instant::now() + INTERVAL;
+            next = Instant::now() + interval;
             state.watched.retain(|watched| watched.strong_count() > 0);
             let due: Vec<Job> = state.watched.iter().filter_map(|watched| due(&watched.upgrade()?)).collect();
             state.jobs.extend(due);
@@ -241,6 +256,7 @@ impl Shared {
         self.counts.slowest_us.fetch_max(took, Ordering::Relaxed);
         if let Err(error) = &outcome {
             self.counts.failures.fetch_add(1, Ordering::Relaxed);
+            *self.counts.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
             log::error!("what was written may not be on the disk: a sync failed files={} error={error}", jobs.len());
             if jobs.len() > 1 {
                 self.suspect_all(first.device);
@@ -321,6 +337,15 @@ mod tests {
         assert!(systems >= 1 && files + systems < 40, "what waits together is done together: {files} files, {systems} file systems");
         let directory = Arc::new(File::open(dir.path()).expect("a directory"));
         tokio::task::spawn_blocking(move || syncer.sync_now(directory)).await.expect("a thread").expect("synced");
+    }
+
+    #[tokio::test]
+    async fn who_asks_alone_is_heard_by_a_worker_and_not_by_the_clock() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let syncer = Syncer::with(Duration::from_secs(86_400)).expect("threads");
+        for file in files(&dir, 40) {
+            tokio::time::timeout(Duration::from_secs(20), syncer.sync(file)).await.expect("heard").expect("synced");
+        }
     }
 
     #[tokio::test]
