@@ -37,7 +37,7 @@ use crate::db::rows::Host;
 use crate::db::{DbError, Store};
 use crate::http::health::Health;
 use crate::http::low_water::SocketHandle;
-use crate::http::metrics::{DoorCounts, register_kept, register_video_disk};
+use crate::http::metrics::{DoorCounts, register_durable, register_kept, register_video_disk};
 use crate::http::storage::{Storage, keep_measuring};
 use crate::http::{self, Doors};
 use crate::ids::ServerId;
@@ -137,6 +137,8 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let totals = Arc::new(Totals::registered(&metrics));
     let (budget, lag) = (Arc::new(spool(&config)), Arc::<WriteLag>::default());
     register_kept(&metrics, &budget, &lag, &disk, &pipeline_log);
+    let syncer = Syncer::start().map_err(StartError::Thread)?;
+    register_durable(&metrics, &syncer, &journal);
     register_video_disk(&metrics, &video_disk);
     let [storage, video_storage] = [disk, video_disk].map(|disk| {
         actix_rt::spawn(keep_measuring(Arc::clone(&disk)));
@@ -155,7 +157,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         lag,
         totals: Arc::clone(&totals),
         budget,
-        syncer: Syncer::start().map_err(StartError::Thread)?,
+        syncer: syncer.clone(),
         pulse: DiskPulse::of(root.clone()),
         watchdog: watchdog.clone(),
         service: service(&config)?,
@@ -209,7 +211,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         mint: mint.clone(),
         ws_base: config.ingest.ws_base.clone(),
         store: store.answering_within(http::DATABASE_PATIENCE),
-        health: Health::new(store.clone(), journal, [Arc::clone(&storage), Arc::clone(&video_storage)], totals, watchdog.clone()),
+        health: Health::new(store.clone(), journal, [Arc::clone(&storage), Arc::clone(&video_storage)], totals, syncer, watchdog.clone()),
         storage,
         video_storage,
         counts: DoorCounts::registered(&metrics),

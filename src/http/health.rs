@@ -14,12 +14,16 @@ use super::storage::Storage;
 use crate::actors::totals::Totals;
 use crate::db::Store;
 use crate::journal::{Journal, JournalFigures};
+use crate::recording::syncer::Syncer;
 use crate::watchdog::Watchdog;
 
 /// How long each part may take to answer.
 const DEADLINE: Duration = Duration::from_secs(1);
 /// Askers within this share one answer.
 const FRESH: Duration = Duration::from_millis(250);
+
+/// For so long a failed sync is told.
+const FAILURE_IS_RECENT: Duration = Duration::from_secs(600);
 
 /// `GET /`
 pub async fn root() -> HttpResponse {
@@ -33,6 +37,7 @@ pub async fn health(doors: web::Data<Doors>) -> HttpResponse {
     let timestamp = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
     let able = reasons.is_empty();
     reasons.extend(doors.health.journal());
+    reasons.extend(doors.health.syncs());
     reasons.extend(doors.health.silent(false));
     let status = match (able, reasons.is_empty()) {
         (true, true) => return HttpResponse::Ok().json(json!({"status": "healthy", "timestamp": timestamp})),
@@ -50,13 +55,14 @@ pub struct Health {
     /// Of audio and of video.
     storages: [Arc<Storage>; 2],
     totals: Arc<Totals>,
+    syncer: Syncer,
     watchdog: Watchdog,
     last: Mutex<Option<(Instant, Vec<String>)>>,
 }
 
 impl Health {
-    pub fn new(store: Store, journal: Journal, storages: [Arc<Storage>; 2], totals: Arc<Totals>, watchdog: Watchdog) -> Self {
-        Self { store, journal, storages, totals, watchdog, last: Mutex::default() }
+    pub fn new(store: Store, journal: Journal, storages: [Arc<Storage>; 2], totals: Arc<Totals>, syncer: Syncer, watchdog: Watchdog) -> Self {
+        Self { store, journal, storages, totals, syncer, watchdog, last: Mutex::default() }
     }
 
     /// What does not answer of the server itself: what nothing goes on without, or the rest.
@@ -84,6 +90,12 @@ impl Health {
         let reasons: Vec<String> = [database, directory, video_directory, space, video_space, loss].into_iter().flatten().collect();
         *last = Some((Instant::now(), reasons.clone()));
         reasons
+    }
+
+    /// A sync that failed lately: a disk that did it once does it again.
+    fn syncs(&self) -> Option<String> {
+        let failed = self.syncer.counts().since_failure().filter(|since| *since < FAILURE_IS_RECENT)?;
+        Some(format!("disk: a sync failed {} s ago; what was being written is marked as suspect", failed.as_secs()))
     }
 
     /// What waits for the database.

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
@@ -12,9 +13,11 @@ use super::Doors;
 use super::error::ApiError;
 use crate::actors::buffer::budget::SpoolBudget;
 use crate::actors::stats::WriteLag;
+use crate::journal::{Journal, JournalFigures};
 use crate::metrics::{CountersBy, Metrics};
 use crate::recording::disk::{Disk, Space};
 use crate::recording::pipeline_log::PipelineLog;
+use crate::recording::syncer::{SyncCounts, Syncer};
 
 /// Of OpenMetrics, which Prometheus reads as its own.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -63,6 +66,34 @@ pub fn register_kept(metrics: &Metrics, budget: &Arc<SpoolBudget>, lag: &Arc<Wri
     metrics.process_gauge_of("process_resident_memory_bytes", "Memory of the process", || resident_bytes().map_or(f64::NAN, float));
     metrics.process_gauge_of("process_open_fds", "Files and sockets that the process has open", || open_files().map_or(f64::NAN, float));
     metrics.process_gauge_of("process_max_fds", "Files and sockets that it may have open", || max_files().map_or(f64::NAN, float));
+}
+
+/// What became of syncs, and how the journal is.
+pub fn register_durable(metrics: &Metrics, syncer: &Syncer, journal: &Journal) {
+    let of_syncs = |name, help, read: fn(&SyncCounts) -> u64| {
+        let syncer = syncer.clone();
+        metrics.counter_of(name, help, move || float(read(syncer.counts())));
+    };
+    of_syncs("sync_files", "Files of recordings that were synced one by one", |counts| counts.files.load(Relaxed));
+    of_syncs("sync_file_systems", "Times that a whole file system was synced, for many files", |counts| counts.file_systems.load(Relaxed));
+    of_syncs("sync_failures", "Syncs that failed: what they were for is suspect", |counts| counts.failures.load(Relaxed));
+    let slowest = syncer.clone();
+    metrics.gauge_of("sync_max_seconds", "The longest sync since the start", move || float(slowest.counts().slowest_us.load(Relaxed)) / 1e6);
+    let gauge = |name, help, read: fn(JournalFigures) -> u64| {
+        let journal = journal.clone();
+        metrics.gauge_of(name, help, move || float(read(journal.figures())));
+    };
+    gauge("journal_records", "Webhooks and rows that wait on the disk for the database", |figures| figures.records);
+    gauge("journal_bytes", "What the journal takes on the disk", |figures| figures.bytes);
+    gauge("journal_oldest_seconds", "How long the oldest of them has waited", |figures| figures.oldest_seconds);
+    let counter = |name, help, read: fn(JournalFigures) -> u64| {
+        let journal = journal.clone();
+        metrics.counter_of(name, help, move || float(read(journal.figures())));
+    };
+    counter("journal_appended", "Records that the journal took", |figures| figures.appended);
+    counter("journal_replayed", "Records that the database has taken from it", |figures| figures.replayed);
+    counter("journal_refused", "Records that found no room or no disk", |figures| figures.refused);
+    counter("journal_set_aside", "Records that can never be applied, and corrupt parts: each is a .bad file", |figures| figures.set_aside);
 }
 
 /// The room for video, which may be on another disk.
