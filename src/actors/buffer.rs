@@ -6,6 +6,7 @@
 //! Dies: the track fails, for it holds the only copy.
 
 pub mod budget;
+mod ending;
 mod holes;
 mod in_flight;
 mod spool;
@@ -19,9 +20,10 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use self::budget::SpoolBudget;
+pub use self::ending::FinishBuffer;
 use self::in_flight::InFlight;
 use self::spool::{Batch, MAX_APPEND_BYTES, Spool};
 use super::hume_client::AnalyseGroup;
@@ -83,11 +85,6 @@ pub struct UseWriter {
 #[rtype(result = "()")]
 pub struct UseTaker(pub Taker);
 
-/// Resolves when the last byte is in the file and the last group is handed on.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct FinishBuffer;
-
 /// Who takes the groups.
 #[derive(Clone)]
 pub enum Taker {
@@ -115,6 +112,8 @@ pub struct BufferParams {
     pub writer: UseWriter,
     pub writer_failed: Recipient<WriterFailed>,
     pub segment_full: Recipient<SegmentFull>,
+    /// Closed when the track is gone.
+    pub lifeline: watch::Receiver<()>,
 }
 
 pub struct BufferActor {
@@ -323,6 +322,7 @@ impl Actor for BufferActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+        self.outlive_its_track(ctx);
     }
 }
 
@@ -408,27 +408,6 @@ impl Handler<UseTaker> for BufferActor {
     fn handle(&mut self, UseTaker(taker): UseTaker, _: &mut Context<Self>) {
         self.params.grouper.keep_audio(matches!(taker, Taker::Service(_)));
         self.params.taker = taker;
-    }
-}
-
-impl Handler<FinishBuffer> for BufferActor {
-    type Result = ResponseFuture<()>;
-
-    fn handle(&mut self, _: FinishBuffer, ctx: &mut Context<Self>) -> Self::Result {
-        if !self.torn.is_empty() {
-            log::warn!("the last frame of a track was torn and is left out bytes={}", self.torn.len());
-            self.torn.clear();
-        }
-        let groups = self.params.grouper.flush();
-        self.hand_on(groups);
-        let (done, drained) = oneshot::channel();
-        self.drained.push(done);
-        self.append_next(ctx);
-        Box::pin(async move {
-            if drained.await.is_err() {
-                log::error!("a track's buffer ended before it was drained");
-            }
-        })
     }
 }
 

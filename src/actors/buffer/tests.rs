@@ -71,6 +71,7 @@ struct Bench {
     pushed: u64,
     written: u64,
     _dir: tempfile::TempDir,
+    _alive: watch::Sender<()>,
 }
 
 fn bench(spool_bytes: u64, limit_bytes: u64) -> Bench {
@@ -83,6 +84,7 @@ fn bench(spool_bytes: u64, limit_bytes: u64) -> Bench {
     let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT, Arc::default()));
     let budget = Arc::new(SpoolBudget::new(1 << 20));
     let (clock, clock_start) = (Clock::start(), Instant::now());
+    let (alive, lifeline) = watch::channel(());
     let buffer = BufferActor::new(BufferParams {
         format: PcmFormat::LIVEKIT,
         grouper: Grouper::new(PcmFormat::LIVEKIT, GroupLimits { seconds: 2.0, bytes: 1 << 20 }, false, false),
@@ -99,9 +101,10 @@ fn bench(spool_bytes: u64, limit_bytes: u64) -> Bench {
         writer: UseWriter { writer: writer.clone().recipient(), generation: 0, limit_bytes },
         writer_failed: track.clone().recipient(),
         segment_full: track.recipient(),
+        lifeline,
     })
     .start();
-    Bench { buffer, asked, writer, heard, stats, budget, clock_start, pushed: 0, written: 0, _dir: dir }
+    Bench { buffer, asked, writer, heard, stats, budget, clock_start, pushed: 0, written: 0, _dir: dir, _alive: alive }
 }
 
 impl Bench {

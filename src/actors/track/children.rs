@@ -114,6 +114,7 @@ impl TrackActor {
             writer: self.use_writer(&writer),
             writer_failed: ctx.address().recipient(),
             segment_full: ctx.address().recipient(),
+            lifeline: self.lifeline.subscribe(),
         });
         // The buffer is made once: it holds the only copy, so its death ends the track.
         let (buffer, buffer_runs) =

@@ -4,6 +4,7 @@
 //! behind it, so that neither a database that is down nor a process that is killed meanwhile costs a row. Only where the journal takes nothing either do
 //! rows wait in memory. Measurements and facts could become many there: the ones have a bound, and of the others one waits.
 
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +36,9 @@ const MAX_RETRY: Duration = Duration::from_secs(5);
 /// How long the database may take for a row before the journal does. A shutdown waits twice as long for rows.
 const ROW_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often a file that a dead writer has left is tried again while it is still held.
+const HELD_RETRY: Duration = Duration::from_millis(100);
+
 /// Of one row that panics.
 const RESTARTS: RestartPolicy =
     RestartPolicy { intensity: 5, window: Duration::from_secs(60), first_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(5) };
@@ -60,6 +64,8 @@ enum Told {
     Facts(TrackFacts),
     Measured(Vec<Measured>),
     End,
+    /// The files that were still held may be free by now.
+    Again,
 }
 
 enum Op {
@@ -99,6 +105,7 @@ impl RowLog {
             ticket,
             rows: None,
             open: Vec::new(),
+            held: Vec::new(),
             measured_waiting: Arc::clone(&measured_waiting),
             facts_waiting: Arc::clone(&facts_waiting),
             spent: Some(spent),
@@ -180,6 +187,8 @@ struct Keeper {
     rows: Option<ConnectionRows>,
     /// The segments whose end nobody has reported yet: the one that is written, one that is being sealed, and those of writers that died.
     open: Vec<OpenedSegment>,
+    /// Those of dead writers whose files a write or a sync that is still under way keeps open, and locked.
+    held: Vec<OpenedSegment>,
     measured_waiting: Arc<AtomicUsize>,
     facts_waiting: Arc<AtomicBool>,
     spent: Option<oneshot::Sender<()>>,
@@ -192,7 +201,7 @@ type Writing = JoinHandle<(ConnectionRows, Result<Written, DbError>)>;
 impl Keeper {
     async fn run(mut self, mut ops: mpsc::UnboundedReceiver<Box<Op>>) {
         // What an operation needs is 4 KiB, which the thousands that wait for one do not hold.
-        while let Some(op) = ops.recv().await {
+        while let Some(op) = self.next(&mut ops).await {
             match *op {
                 Op::Row(told) => self.keep_in_spite_of_panics(told).await,
                 Op::Flush(done) => {
@@ -203,6 +212,24 @@ impl Keeper {
         }
         // A track that died could not say its end.
         self.keep_in_spite_of_panics(Told::End).await;
+        if !self.held.is_empty() {
+            // Nothing is told any more: this ends when no file is held.
+            self.next(&mut ops).await;
+            self.keep_in_spite_of_panics(Told::End).await;
+        }
+    }
+
+    /// What is told next. Meanwhile files that were held are tried again.
+    async fn next(&mut self, ops: &mut mpsc::UnboundedReceiver<Box<Op>>) -> Option<Box<Op>> {
+        while !self.held.is_empty() {
+            match tokio::time::timeout(HELD_RETRY, ops.recv()).await {
+                Ok(Some(op)) => return Some(op),
+                Ok(None) => tokio::time::sleep(HELD_RETRY).await,
+                Err(_) => {}
+            }
+            self.keep_in_spite_of_panics(Told::Again).await;
+        }
+        ops.recv().await
     }
 
     /// A panic costs neither the row, which is tried again as it may be done twice, nor those behind it.
@@ -212,7 +239,7 @@ impl Keeper {
             Told::Measured(_) => {
                 self.measured_waiting.fetch_sub(1, Relaxed);
             }
-            Told::Opened(_) | Told::Closed(_) | Told::Abandoned(_) | Told::End => {}
+            Told::Opened(_) | Told::Closed(_) | Told::Abandoned(_) | Told::End | Told::Again => {}
         }
         let mut budget = RestartBudget::new(RESTARTS);
         self.work.begin();
@@ -256,6 +283,10 @@ impl Keeper {
                 self.close_abandoned(dead).await;
             }
             Told::End => self.end().await,
+            Told::Again => {
+                let held = std::mem::take(&mut self.held);
+                self.close_abandoned(held).await;
+            }
         }
     }
 
@@ -269,13 +300,17 @@ impl Keeper {
     async fn close_abandoned(&mut self, segments: Vec<OpenedSegment>) {
         for segment in segments {
             let interrupted = self.interrupted(&segment);
-            let repaired = tokio::task::spawn_blocking(move || repair(&interrupted)).await;
-            let Ok(Ok(Outcome::Recovered(sidecar) | Outcome::Sealed(sidecar))) = repaired else {
-                log::error!("a segment whose writer died cannot be read segment_id={} path={:?} outcome={repaired:?}", segment.id, segment.path);
-                continue;
-            };
-            let closed = closed_by(segment.id, &sidecar);
-            self.write("segment", RowOp::Closed(closed)).await;
+            let repaired = tokio::task::spawn_blocking(move || repair(&interrupted)).await.map_err(io::Error::other).flatten();
+            match repaired {
+                Ok(Outcome::Recovered(sidecar) | Outcome::Sealed(sidecar)) => {
+                    self.write("segment", RowOp::Closed(closed_by(segment.id, &sidecar))).await;
+                }
+                Ok(Outcome::InUse) => self.held.push(segment),
+                Ok(Outcome::Bad(_)) | Err(_) => {
+                    let (id, path) = (segment.id, segment.path);
+                    log::error!("a segment whose writer died cannot be read, and is left open segment_id={id} path={path:?} outcome={repaired:?}");
+                }
+            }
         }
     }
 

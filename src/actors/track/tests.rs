@@ -20,10 +20,13 @@ use crate::db::Store;
 use crate::db::rows::{Page, RecordingRow, SegmentRow};
 use crate::ids::{MeetingId, RoomName, TrackSid};
 use crate::journal::Journal;
+use crate::journal::rows::OpenedSegment;
 use crate::recording::ivf::Unframer;
+use crate::recording::path::SegmentName;
 use crate::recording::pipeline_log::PipelineLog;
 use crate::recording::pulse::DiskPulse;
 use crate::recording::root::Root;
+use crate::recording::segment_file::{Piece, SegmentFile};
 use crate::recording::syncer::Syncer;
 use crate::recording::video_stream::Arrival;
 use crate::watchdog::Watchdog;
@@ -97,6 +100,16 @@ struct Track {
     sent: Vec<u8>,
 }
 
+fn identity(sid: &str) -> TrackIdentity {
+    TrackIdentity {
+        meeting: MeetingId::new("RM"),
+        room: RoomName::new("room"),
+        participant: None,
+        track: Some(TrackSid::new(sid)),
+        session_started_at: None,
+    }
+}
+
 impl Stage {
     async fn set() -> Self {
         let dir = TempDir::new().expect("a directory");
@@ -144,13 +157,7 @@ impl Stage {
     }
 
     async fn launch(&self, sid: &str, stats: TrackStats, video: Option<VideoCodec>) -> Track {
-        let identity = TrackIdentity {
-            meeting: MeetingId::new("RM"),
-            room: RoomName::new("room"),
-            participant: None,
-            track: Some(TrackSid::new(sid)),
-            session_started_at: None,
-        };
+        let identity = identity(sid);
         let stats = Arc::new(stats);
         let reserve = crate::actors::session_registry::ReserveTrack {
             identity: identity.clone(),
@@ -178,15 +185,17 @@ impl Stage {
         Track { addr, stats, sent: Vec::new() }
     }
 
-    /// The recording of a track with its segments, once `ready` likes it.
+    /// The recording of a track with its segments, once `ready` likes them.
     async fn rows(&self, sid: &str, ready: impl Fn(&[SegmentRow]) -> bool) -> (RecordingRow, Vec<SegmentRow>) {
         let store = &self.resources.store;
+        let seen = std::cell::RefCell::new(String::new());
         let find = async {
             loop {
                 let page = Page { limit: 100, after: None };
                 let recordings = store.recordings(None, page).await.expect("rows");
                 if let Some(recording) = recordings.into_iter().find(|row| row.track_sid.as_deref() == Some(sid)) {
                     let segments = store.segments_of(vec![recording.id.clone()]).await.expect("rows");
+                    seen.replace(format!("{recording:?} {segments:?}"));
                     if !segments.is_empty() && ready(&segments) {
                         return (recording, segments);
                     }
@@ -194,7 +203,9 @@ impl Stage {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), find).await.expect("the rows are as expected in the end")
+        tokio::time::timeout(Duration::from_secs(20), find)
+            .await
+            .unwrap_or_else(|_| panic!("{} {:?}", seen.borrow(), self.resources.journal.figures()))
     }
 
     /// The pictures of segments, joined.
@@ -339,6 +350,8 @@ async fn a_dead_track_is_told_to_the_registry_and_its_row_is_closed_by_the_file(
     let mut track = stage.track("TR_1").await;
     track.send(40_000).await;
     track.until_written().await;
+    // What the buffer still holds is kept too.
+    track.send(4_000).await;
     track.addr.send(PanicIn(Victim::Track)).await.expect_err("it dies of it");
     tokio::time::timeout(Duration::from_secs(20), stage.ended.recv()).await.expect("told");
     let (_, segments) = stage.rows("TR_1", |segments| segments.iter().all(|s| s.end_reason.is_some())).await;
@@ -349,7 +362,27 @@ async fn a_dead_track_is_told_to_the_registry_and_its_row_is_closed_by_the_file(
     };
     tokio::time::timeout(Duration::from_secs(20), ended).await.expect("the recording ends too");
     assert_eq!((reasons(&segments), stage.audio(&segments)), (vec!["failed"], track.sent.clone()));
-    assert_eq!(segments[0].frames, 10_000);
+    assert_eq!(segments[0].frames, 11_000);
+}
+
+#[actix_rt::test]
+async fn i8_a_file_that_a_dead_writer_still_holds_gets_its_row_closed_once_it_is_free() {
+    let stage = Stage::set().await;
+    let TrackResources { root, syncer, store, journal, watchdog, .. } = &*stage.resources;
+    let (name, first) =
+        (SegmentName { meeting: "RM".into(), room: "room".into(), participant: None, track: None }, [Piece::Audio(vec![1; 4_000].into())]);
+    let file = SegmentFile::create(root, &name, Utc::now(), PcmFormat::LIVEKIT, &first, syncer).expect("a segment");
+    let path = file.relative_path().to_string_lossy().into_owned();
+    let (told, _spent) = oneshot::channel();
+    let rows = RowLog::start(store.clone(), journal.clone(), root.path().to_owned(), identity("TR_1"), None, told, watchdog);
+    rows.segment_opened(OpenedSegment { id: SegmentId::fresh(), path, format: PcmFormat::LIVEKIT, started_at: Utc::now() });
+    rows.end();
+    rows.flushed().await;
+    assert_eq!(stage.rows("TR_1", |_| true).await.1[0].end_reason, None, "its length is not known yet");
+    drop(rows);
+    drop(file);
+    let (_, segments) = stage.rows("TR_1", |segments| segments[0].end_reason.is_some()).await;
+    assert_eq!((reasons(&segments), segments[0].frames), (vec!["failed"], 1_000));
 }
 
 #[actix_rt::test]
