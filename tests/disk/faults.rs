@@ -1,6 +1,6 @@
 //! A disk that refuses writes, one that stalls, and limits of the system (D6, F11, I1).
 
-use super::{STEREO_FRAME, all_recorded, connect, eager, files, metric, pcm, recording};
+use super::{STEREO_FRAME, all_recorded, connect, eager, files, metric, pcm, reasons, recording};
 use crate::support::egress_peer::counter_pcm;
 use crate::support::faults::{Strace, frames_for_players};
 use crate::support::test_app::{TestApp, read_wav};
@@ -55,6 +55,34 @@ async fn d6_a_write_that_fails_for_good_ends_its_segment_and_the_next_has_the_re
     assert!(files.len() == 2 && pcm(&files) == sent, "{recording}");
     assert_eq!(recording["segments"][0]["endReason"], "failed");
     assert_eq!(metric(&app, "live_meeting_writer_restarts_total").await, 1.0);
+}
+
+#[tokio::test]
+async fn d5_a_failed_sync_is_never_taken_back_and_the_next_segment_has_what_comes() {
+    let app = eager().start().await;
+    let sent = counter_pcm(48_000 * 60, 1);
+    let mut peer = connect(&app, "ana").await;
+    let (first, rest) = sent.split_at(38_400);
+    peer.send_pcm(first).await.unwrap();
+    all_recorded(&app, "ana").await;
+    let Some(failing) = Strace::inject(&app, Some("fdatasync"), "error=EIO:when=1", Some(&app.wav_file())) else { return };
+    // Synced each second: the first fails, and those behind it would succeed.
+    let mut rest = rest.chunks(19_200);
+    while app.wav_files().len() < 2 {
+        peer.send_realtime(rest.next().expect("a sync fails within a minute")).await.unwrap();
+    }
+    drop(failing);
+    let told = async || reasons(&app).await.iter().any(|reason| reason.starts_with("disk: a sync failed")).then_some(());
+    app.eventually("health tells of it", told).await;
+    assert_eq!(metric(&app, "live_meeting_sync_failures_total").await, 1.0);
+    peer.send_pcm(rest.next().expect("more")).await.unwrap();
+    let bytes = peer.sent().audio_bytes;
+    peer.close_and_wait().await;
+    let recording = recording(&app, "ana").await;
+    let segments = recording["segments"].as_array().unwrap();
+    let ends: Vec<_> = segments.iter().map(|segment| (segment["endReason"].as_str().unwrap(), segment["suspect"].as_bool().unwrap())).collect();
+    assert_eq!(ends, [("failed", true), ("closed", false)], "{recording}");
+    assert!(pcm(&files(&app, &recording)) == sent[..bytes], "nothing is lost by it");
 }
 
 #[tokio::test]
