@@ -99,3 +99,19 @@ async fn every_number_is_explained_and_totals_stay_when_a_track_ends() {
         app.log()
     );
 }
+
+#[tokio::test]
+async fn the_readme_names_every_metric() {
+    let app = TestApp::builder().start().await;
+    // Those that are told apart by a label are there once they have counted.
+    EgressPeer::connect(app.addr, "/egress-audio?roomName=room").await.map(drop).expect_err("it has no ticket");
+    app.request("POST", "/livekit/webhook", &[], b"{}").await.assert_problem(401, "unauthorized");
+    let types = page(&app).await.types;
+    assert!(types.len() > 30, "{types:?}");
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    for (name, kind) in types {
+        let name = name.strip_prefix("live_meeting_").unwrap_or(&name);
+        let shown = if kind == "counter" { format!("`{name}_total") } else { format!("`{name}`") };
+        assert!(readme.contains(&shown), "README.md does not name {shown}");
+    }
+}
