@@ -311,7 +311,7 @@ impl EgressSocket {
                 message.extend_from_slice(&last);
                 match std::str::from_utf8(&message) {
                     _ if binary => {
-                        self.intake.push(&message, [0; 4]);
+                        self.intake.push(&message, [0; 4], message.len());
                         if self.intake.is_full() {
                             self.flush(ctx);
                         }

@@ -77,8 +77,8 @@ impl Intake {
         self.stats.note_arrival();
     }
 
-    /// Takes audio in, masked as it came: `mask` begins with the byte for the payload's first.
-    pub(super) fn push(&self, payload: &[u8], mask: [u8; 4]) {
+    /// Takes audio in, masked as it came: `mask` begins with the byte for the payload's first. So many bytes, `ahead`, are there to come, with these.
+    pub(super) fn push(&self, payload: &[u8], mask: [u8; 4], ahead: usize) {
         if payload.is_empty() {
             return;
         }
@@ -86,8 +86,10 @@ impl Intake {
         let mut audio = self.audio.borrow_mut();
         if self.since.get().is_none() {
             self.since.set(Some(self.arriving.get()));
-            audio.reserve(self.batch_bytes + payload.len());
         }
+        // Room for what is there and no more: most of the time a socket waits, and thousands of them would hold it empty.
+        let room = ahead.min(self.batch_bytes.saturating_sub(audio.len())).max(payload.len());
+        audio.reserve(room);
         unmask_into(&mut audio, payload, mask);
     }
 
@@ -116,7 +118,7 @@ impl Intake {
     /// What has been collected.
     pub fn take(&self) -> Option<AudioArrived> {
         let arrived = self.since.take()?;
-        let audio: Bytes = self.audio.borrow_mut().split().freeze();
+        let audio: Bytes = self.audio.take().freeze();
         if audio.len() >= self.batch_bytes && arrived.elapsed() < PAUSE {
             // It flows: the next batch is read in one go.
             if let Some(low_water) = &self.low_water {
@@ -217,7 +219,7 @@ mod tests {
         for length in [1, 3, 4, 7, 8, 9, 15, 16, 17, 1_920] {
             let plain: Vec<u8> = (0..length).map(|at| (at * 7 + length) as u8).collect();
             let masked: Vec<u8> = plain.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
-            intake.push(&masked, mask);
+            intake.push(&masked, mask, masked.len());
             expected.extend(plain);
         }
         assert_eq!(intake.take().expect("audio").audio, expected);
@@ -227,9 +229,9 @@ mod tests {
     #[actix_rt::test]
     async fn a_batch_is_whole_after_150_ms_of_audio() {
         let intake = intake();
-        intake.push(&[1; 28_796], [0; 4]);
+        intake.push(&[1; 28_796], [0; 4], 28_796);
         assert!(!intake.is_full());
-        intake.push(&[1; 4], [0; 4]);
+        intake.push(&[1; 4], [0; 4], 4);
         assert!(intake.is_full());
         assert_eq!(intake.take().map(|batch| batch.audio.len()), Some(28_800));
     }
@@ -237,7 +239,7 @@ mod tests {
     #[actix_rt::test]
     async fn a_batch_that_does_not_fill_up_wakes_its_reader() {
         let intake = intake();
-        intake.push(&[1; 4], [0; 4]);
+        intake.push(&[1; 4], [0; 4], 4);
         let woken = std::future::poll_fn(|context| {
             intake.wake_later(context.waker());
             if intake.is_due() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }

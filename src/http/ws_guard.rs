@@ -200,7 +200,10 @@ impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> WsGuard<S> {
                 return Some(Err(violation));
             }
             match into {
-                Some(intake) => self.unread.consume(header, |payload, mask| intake.push(payload, mask)),
+                Some(intake) => {
+                    let ahead = self.unread.bytes();
+                    self.unread.consume(header, |payload, mask| intake.push(payload, mask, ahead));
+                }
                 None => return Some(Ok(self.unread.take(header))),
             }
         }

@@ -40,12 +40,16 @@ pub(super) enum Front {
 pub(super) struct Unread {
     cut: BytesMut,
     chunk: Bytes,
+    /// The last chunk, with what was taken of it. While it is held, actix-http reads into a new buffer, which is as large as what came; it would
+    /// otherwise go on with the largest that a connection ever needed (`docs/performance.md`).
+    held: Bytes,
 }
 
 impl Unread {
     /// Contract: the chunk before it is used up, as it is after [`Front::Partial`].
     pub fn add(&mut self, chunk: Bytes) {
         debug_assert!(self.chunk.is_empty());
+        self.held = chunk.clone();
         self.chunk = chunk;
     }
 
@@ -91,6 +95,11 @@ impl Unread {
         } else {
             self.cut.advance(bytes);
         }
+    }
+
+    /// Of frames with their headers.
+    pub fn bytes(&self) -> usize {
+        self.cut.len() + self.chunk.len()
     }
 
     pub fn clear(&mut self) {
