@@ -25,6 +25,11 @@
 //! - **KiB/track**: growth of the resident memory (`VmRSS`) from before the first connection to the end of the window, per track.
 //!   Written audio sits in the page cache and counts for neither sink.
 //! - **bit-exact**: files whose header and every sample are right, read once the sink has answered all Closes (`ingest/recordings.rs`).
+//! - **hashing**: the server's CPU time after the last Close until every sidecar has its SHA-256, per second of audio. Nobody waits for it, and it is
+//!   not in the figure above.
+//! - **p99 to the file**: the class of the server's histogram `write_lag_seconds` that holds 99 of 100 appends of the window: from the arrival of a frame to its write.
+//! - **kill -9**: 20 tracks stream to a server of their own, which is killed; the loss is all that was sent by then, also what was under way, less what
+//!   the file holds before any repair.
 //! - **lateness**: how far the load generator fell behind its schedule at worst. Above 1 s the figures are not valid, and it says so.
 //!
 //! Identical sinks came out within 7 % of each other on an idle machine (measured), and further apart when the cores had other work.
@@ -45,23 +50,35 @@ use rustix::process::{Resource, Rlimit};
 use crate::load::Lateness;
 use crate::process::SinkProcess;
 use crate::recordings::Verdict;
+use crate::scrape::Classes;
 
 #[path = "ingest/floor.rs"]
 mod floor;
+#[path = "ingest/kill.rs"]
+mod kill;
 #[path = "ingest/load.rs"]
 mod load;
 #[path = "ingest/process.rs"]
 mod process;
 #[path = "ingest/recordings.rs"]
 mod recordings;
+#[path = "ingest/scrape.rs"]
+mod scrape;
 
 /// Hidden argument under which this executable becomes the floor; its value is the directory to write to.
 const FLOOR_ARGUMENT: &str = "--floor-sink";
+/// Hidden from nobody: it lives as long as the benchmark.
+const ADMIN_KEY: &str = "bench-admin-key-0123456789";
+const SERVER: &str = "live-meeting";
+const WRITE_LAG: &str = "live_meeting_write_lag_seconds";
+const HASH_DEADLINE: Duration = Duration::from_secs(120);
 const WARM_UP: Duration = Duration::from_secs(1);
 /// Past this lateness the sinks were not offered the load that the table claims.
 const LATENESS_LIMIT: Duration = Duration::from_secs(1);
-const TARGET_CPU_RATIO: f64 = 3.0;
-const TARGET_KIB_PER_TRACK: f64 = 200.0;
+const TARGET_CPU_RATIO: f64 = 1.6;
+const TARGET_KIB_PER_TRACK: f64 = 96.0;
+const TARGET_LAG_MS: u64 = 250;
+const TARGET_LOSS_MS: u64 = 250;
 
 const USAGE: &str = "usage: cargo bench --bench ingest -- [--tracks N] [--seconds S] [--short]
 
@@ -129,9 +146,11 @@ fn compare(options: &Options) -> anyhow::Result<bool> {
     let workspace = Workspace::create()?;
     let warm_up = measure("floor", options, &workspace, spawn_floor)?;
     let floor = measure("floor", options, &workspace, spawn_floor)?;
-    let server = measure("live-meeting", options, &workspace, spawn_server)?;
+    let server = measure(SERVER, options, &workspace, spawn_server)?;
+    let losses = kill::losses(&workspace.subdirectory("killed")?)?;
 
     print_table(options, &floor, &server);
+    print_server(&server, &losses);
     println!("\nwarm-up pass of the floor, not counted: {:.1} CPU µs/s audio", warm_up.cpu_micros_per_audio_second);
     Ok(floor.is_whole() && server.is_whole())
 }
@@ -153,7 +172,7 @@ fn spawn_server(directory: &Path) -> anyhow::Result<SinkProcess> {
         ("PORT", "0"),
         ("LIVE_MEETING__INGEST__AUTH", "open"),
         ("LIVE_MEETING__ANALYSIS__ENABLED", "false"),
-        ("ADMIN_API_KEY", "bench-admin-key-0123456789"),
+        ("ADMIN_API_KEY", ADMIN_KEY),
         ("RUST_LOG", "warn,live_meeting=info"),
     ]);
     SinkProcess::spawn(command)
@@ -168,6 +187,16 @@ struct Measurement {
     lateness: Lateness,
     slowest_close: Duration,
     faults: Vec<String>,
+    /// What only the server has.
+    after: Option<After>,
+}
+
+/// What the server says and does once the load has ended.
+struct After {
+    /// The bound of the histogram's class that holds 99 of 100; `None` above the last bound.
+    lag_p99_ms: Option<u64>,
+    hash_micros_per_audio_second: f64,
+    hashed_after: Duration,
 }
 
 impl Measurement {
@@ -209,11 +238,15 @@ fn stream(name: &'static str, options: &Options, directory: &Path, sink: &SinkPr
     eprintln!("{name}: streaming for {} s", (WARM_UP + window).as_secs());
     let streaming = load::start(connections, chunks_per_track)?;
     sleep_until(streaming.started_at() + WARM_UP);
+    let lags = || if name == SERVER { Classes::read(address, WRITE_LAG) } else { Ok(Classes::default()) };
+    let lags_before = lags()?;
     let (opened_at, cpu_before) = (Instant::now(), sink.cpu_time()?);
     sleep_until(streaming.started_at() + WARM_UP + window);
     let (lasted, cpu_after) = (opened_at.elapsed(), sink.cpu_time()?);
     let busy_kib = sink.resident_kib()?;
+    let lag_p99_ms = lags()?.p99_ms_since(&lags_before);
     let streamed = streaming.finish()?;
+    let after = if name == SERVER { Some(After { lag_p99_ms, ..after(options, directory, sink)? }) } else { None };
 
     eprintln!("{name}: comparing {} files", options.tracks);
     let verdict = recordings::check(directory, options.tracks, chunks_per_track)?;
@@ -227,7 +260,20 @@ fn stream(name: &'static str, options: &Options, directory: &Path, sink: &SinkPr
         lateness: streamed.lateness,
         slowest_close: streamed.slowest_close,
         faults: streamed.faults,
+        after,
     })
+}
+
+fn after(options: &Options, directory: &Path, sink: &SinkProcess) -> anyhow::Result<After> {
+    let (closed_at, cpu_before) = (Instant::now(), sink.cpu_time()?);
+    while recordings::hashed(directory)? < usize::from(options.tracks) {
+        ensure!(closed_at.elapsed() < HASH_DEADLINE, "not every file was hashed within {HASH_DEADLINE:?}");
+        thread::sleep(Duration::from_millis(100));
+    }
+    let (hashed_after, cpu_after) = (closed_at.elapsed(), sink.cpu_time()?);
+    let audio_seconds = (WARM_UP.as_secs_f64() + f64::from(options.seconds)) * f64::from(options.tracks);
+    let hash_micros_per_audio_second = cpu_after.saturating_sub(cpu_before).as_secs_f64() * 1e6 / audio_seconds;
+    Ok(After { lag_p99_ms: None, hash_micros_per_audio_second, hashed_after })
 }
 
 fn print_table(options: &Options, floor: &Measurement, server: &Measurement) {
@@ -265,13 +311,26 @@ fn print_table(options: &Options, floor: &Measurement, server: &Measurement) {
         }
     }
 
-    let target = |claim: &str, figure: String, is_met: bool| {
-        println!("target: {claim}: {figure}: {}", if is_met { "met" } else { "missed" });
-    };
     println!();
-    target("≤3.0× floor CPU", format!("{ratio:.2}×"), ratio <= TARGET_CPU_RATIO);
-    target("≤200 KiB per track", format!("{:.1} KiB", server.kib_per_track), server.kib_per_track <= TARGET_KIB_PER_TRACK);
+    target("≤1.6× floor CPU", format!("{ratio:.2}×"), ratio <= TARGET_CPU_RATIO);
+    target("≤96 KiB per track", format!("{:.1} KiB", server.kib_per_track), server.kib_per_track <= TARGET_KIB_PER_TRACK);
     target("nothing lost", format!("{} of {} files bit-exact", server.verdict.exact, server.verdict.expected), server.is_whole());
+}
+
+fn print_server(server: &Measurement, losses: &[Duration]) {
+    if let Some(After { lag_p99_ms, hash_micros_per_audio_second, hashed_after }) = &server.after {
+        let class = lag_p99_ms.map_or("above every class".to_owned(), |bound| format!("at most {bound} ms"));
+        target("p99 from arrival to the file ≤250 ms", class, lag_p99_ms.is_some_and(|bound| bound <= TARGET_LAG_MS));
+        println!("hashing, apart: {hash_micros_per_audio_second:.1} CPU µs/s audio, done {:.1} s after the last Close", hashed_after.as_secs_f64());
+    }
+    let worst = losses.iter().max().copied().unwrap_or_default();
+    let median = losses.get(losses.len() / 2).copied().unwrap_or_default();
+    let figure = format!("at most {} ms, {} ms in the middle, of {} tracks", worst.as_millis(), median.as_millis(), losses.len());
+    target("a kill -9 loses ≤250 ms", figure, worst <= Duration::from_millis(TARGET_LOSS_MS));
+}
+
+fn target(claim: &str, figure: String, is_met: bool) {
+    println!("target: {claim}: {figure}: {}", if is_met { "met" } else { "missed" });
 }
 
 fn sleep_until(moment: Instant) {

@@ -230,6 +230,16 @@ impl Streaming {
         self.started_at
     }
 
+    /// Waits until the sink's death has reached every track. Returns their numbers, each with the frames that were sent.
+    pub fn cut_off(self) -> anyhow::Result<Vec<(u16, u32)>> {
+        let mut sent = Vec::new();
+        for writer in self.writers {
+            let (share, _) = writer.join().map_err(|_| anyhow!("a writer panicked"))?;
+            sent.extend(share.into_iter().map(|connection| (connection.track, connection.next_sample.wrapping_sub(seed(connection.track)))));
+        }
+        Ok(sent)
+    }
+
     /// Waits for the last message, then closes every track as LiveKit does and waits for the sink's answers.
     pub fn finish(self) -> anyhow::Result<Streamed> {
         let mut connections = Vec::new();

@@ -70,6 +70,33 @@ pub fn check(directory: &Path, tracks: u16, chunks: u32) -> anyhow::Result<Verdi
     Ok(verdict)
 }
 
+/// The sidecars below `directory` that have their hash.
+pub fn hashed(directory: &Path) -> anyhow::Result<usize> {
+    let mut count = 0;
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            count += hashed(&path)?;
+        } else if path.extension().is_some_and(|extension| extension == "json") {
+            // One that is just being replaced is there under its own name.
+            let sidecar: serde_json::Value = serde_json::from_slice(&fs::read(&path)?)?;
+            count += usize::from(sidecar["sha256"].is_string());
+        }
+    }
+    Ok(count)
+}
+
+/// The frames that a track's files hold of what was streamed, from the first one on, up to the first that is not in its place.
+pub fn frames_in_place(directory: &Path, track: u16) -> anyhow::Result<u64> {
+    let mut files = HashMap::new();
+    collect(directory, &mut files)?;
+    let Some(file) = files.remove(&format!("TR{track}")).and_then(|files| files.into_iter().next()) else { return Ok(0) };
+    let bytes = fs::read(&file)?;
+    let (frames, _) = bytes.get(HEADER_BYTES..).unwrap_or_default().as_chunks();
+    let in_place = frames.iter().zip(seed(track)..).take_while(|(frame, wanted)| u32::from_le_bytes(**frame) == *wanted);
+    Ok(u64::try_from(in_place.count())?)
+}
+
 /// Maps the last part of each WAV file's name to the files that end so.
 fn collect(directory: &Path, files: &mut HashMap<String, Vec<PathBuf>>) -> anyhow::Result<()> {
     let context = || format!("cannot list {}", directory.display());

@@ -310,7 +310,7 @@ impl TrackStats {
 }
 
 /// Upper bounds of the classes of [`WriteLag`] in milliseconds; the last class has none.
-const LAG_BOUNDS_MS: [u64; 12] = [10, 25, 50, 75, 100, 125, 150, 200, 300, 500, 1_000, 5_000];
+const LAG_BOUNDS_MS: [u64; 12] = [10, 25, 50, 75, 100, 125, 150, 200, 250, 500, 1_000, 5_000];
 
 /// Those of [`ReadStalls`].
 const STALL_BOUNDS_MS: [u64; 8] = [1, 5, 10, 50, 100, 500, 1_000, 3_000];
