@@ -79,6 +79,8 @@ struct Shared {
     work: Condvar,
     /// There is the end. Of its own: a word of work that reached the clock would be lost on every worker.
     end: Condvar,
+    /// A sync is over, and whoever it was for has been told.
+    over: Condvar,
     counts: SyncCounts,
 }
 
@@ -86,7 +88,19 @@ struct Shared {
 struct State {
     jobs: VecDeque<Job>,
     watched: Vec<Weak<Inner>>,
+    /// What the threads are at.
+    under_way: Vec<UnderWay>,
+    /// Syncs that have begun so far.
+    begun: u64,
     stopping: bool,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    number: u64,
+    device: u64,
+    /// `None` for the whole file system.
+    file: Option<Arc<File>>,
 }
 
 #[derive(Debug)]
@@ -156,6 +170,21 @@ impl Syncer {
         asked.into_iter().map(|asked| asked?.blocking_recv().map_err(|_| stopped())?).collect()
     }
 
+    /// Waits for the syncs of the file that are under way. The system tells of a loss once: if one of these is told, whoever asks beside it hears that all
+    /// is well (`docs/FACTS.md`, failed syncs).
+    ///
+    /// # Errors
+    /// When any of its syncs has failed.
+    pub fn settle(&self, watched: &Watched) -> io::Result<()> {
+        let mut state = self.shared.lock();
+        let begun = state.begun;
+        while state.under_way.iter().any(|sync| sync.number <= begun && sync.reaches(&watched.inner)) {
+            state = self.shared.over.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        if watched.has_failed() { Err(io::Error::other("an earlier sync of the file failed")) } else { Ok(()) }
+    }
+
     pub fn counts(&self) -> &SyncCounts {
         &self.shared.counts
     }
@@ -220,16 +249,24 @@ impl Shared {
     fn work(&self) {
         let mut state = self.lock();
         loop {
-            if let Some(jobs) = state.next() {
+            if let Some((number, jobs)) = state.begin() {
                 drop(state);
                 self.run(jobs);
-                state = self.lock();
+                state = self.end(number);
             } else if state.stopping {
                 return;
             } else {
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         }
+    }
+
+    /// The sync of this number has been told of.
+    fn end(&self, number: u64) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        state.under_way.retain(|sync| sync.number != number);
+        self.over.notify_all();
+        state
     }
 
     fn run(&self, jobs: Vec<Job>) {
@@ -254,16 +291,20 @@ impl Shared {
         counter.fetch_add(1, Ordering::Relaxed);
         let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.counts.slowest_us.fetch_max(took, Ordering::Relaxed);
-        if let Err(error) = &outcome {
+        self.tell(jobs, &outcome);
+    }
+
+    fn tell(&self, jobs: Vec<Job>, outcome: &io::Result<()>) {
+        if let Err(error) = outcome {
             self.counts.failures.fetch_add(1, Ordering::Relaxed);
             *self.counts.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
             log::error!("what was written may not be on the disk: a sync failed files={} error={error}", jobs.len());
-            if jobs.len() > 1 {
+            if let [first, _, ..] = jobs.as_slice() {
                 self.suspect_all(first.device);
             }
         }
         for job in jobs {
-            job.finish(&outcome);
+            job.finish(outcome);
         }
     }
 
@@ -277,6 +318,16 @@ impl Shared {
 }
 
 impl State {
+    /// Jobs that are under way from now on, as the sync of this number.
+    fn begin(&mut self) -> Option<(u64, Vec<Job>)> {
+        let jobs = self.next()?;
+        self.begun += 1;
+        let first = jobs.first()?;
+        let file = (jobs.len() == 1).then(|| Arc::clone(&first.file));
+        self.under_way.push(UnderWay { number: self.begun, device: first.device, file });
+        Some((self.begun, jobs))
+    }
+
     /// A job, or with many that wait for one file system, all of these.
     fn next(&mut self) -> Option<Vec<Job>> {
         let device = self.jobs.front()?.device;
@@ -286,6 +337,12 @@ impl State {
         let (together, others): (Vec<Job>, Vec<Job>) = self.jobs.drain(..).partition(|job| job.device == device);
         self.jobs = others.into();
         Some(together)
+    }
+}
+
+impl UnderWay {
+    fn reaches(&self, watched: &Inner) -> bool {
+        self.device == watched.device && self.file.as_ref().is_none_or(|file| Arc::ptr_eq(file, &watched.file))
     }
 }
 
@@ -379,5 +436,42 @@ mod tests {
         assert!(due(&watched.inner).is_none(), "nothing was written since");
         watched.note_written();
         assert!(due(&watched.inner).is_some());
+    }
+
+    #[test]
+    fn d5_a_sync_under_way_is_waited_for_and_its_failure_is_never_taken_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let syncer = Syncer::with(Duration::from_secs(86_400)).expect("threads");
+        let shared = &syncer.shared;
+        for (together, fails) in [(false, false), (false, true), (true, false), (true, true)] {
+            let place = tempfile::tempdir_in(&dir).expect("a directory");
+            let watched: Vec<Watched> = files(&place, FEW + 2).into_iter().map(|file| syncer.watch(file).expect("watched")).collect();
+            let (sealed, others) = watched.split_first().expect("files");
+            // A file system that fails names no file: that which is sealed need not be among those it was for.
+            let others = if together { others } else { &watched[..1] };
+            let (number, jobs) = {
+                // No thread takes them meanwhile.
+                let mut state = shared.lock();
+                state.jobs.extend(others.iter().filter_map(|watched| due(&watched.inner)));
+                state.begin().expect("jobs")
+            };
+            syncer.sync_now(Arc::clone(&sealed.inner.file)).expect("the system has told another of the loss");
+            let asked = AtomicBool::new(false);
+            let settled = std::thread::scope(|scope| {
+                let settling = scope.spawn(|| {
+                    asked.store(true, Ordering::Release);
+                    syncer.settle(sealed)
+                });
+                while !asked.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+                (0..1_000).for_each(|_| std::thread::yield_now());
+                assert!(!settling.is_finished(), "it waits");
+                shared.tell(jobs, &if fails { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) });
+                drop(shared.end(number));
+                settling.join().expect("a thread")
+            });
+            assert_eq!((settled.is_err(), syncer.settle(sealed).is_err()), (fails, fails), "together: {together}");
+        }
     }
 }
