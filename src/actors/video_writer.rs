@@ -3,7 +3,6 @@
 //! In: [`AppendVideo`] and [`FinishVideo`] from `TrackActor`. Out: the replies, and the segment's row.
 //! Full: `TrackActor` keeps one append in flight and holds the rest. Dies: `TrackActor` opens the next segment; the file can be read all the same.
 
-use std::io;
 use std::sync::Arc;
 
 use actix::prelude::*;
@@ -12,7 +11,7 @@ use chrono::{DateTime, Utc};
 
 use super::stats::WriteLag;
 use super::track::rows::RowLog;
-use super::wav_writer::RecordingError;
+use super::wav_writer::{RecordingError, end_row};
 use crate::audio::format::PcmFormat;
 use crate::clock::Clock;
 use crate::db::rows::seals::Seal;
@@ -198,7 +197,6 @@ impl Handler<FinishVideo> for VideoWriterActor {
         };
         let seal = Seal {
             session_offset_ms: session_offset_ms(file.started_at(), self.params.session_started_at),
-            suspect: file.is_suspect(),
             width: written.dimensions.map(|size| size.width),
             height: written.dimensions.map(|size| size.height),
             ..Seal::default()
@@ -213,36 +211,14 @@ impl Handler<FinishVideo> for VideoWriterActor {
             gaps: std::mem::take(&mut self.gaps),
             seal,
         };
-        let (directory, syncer, mut failed) = (file.directory(), self.params.syncer.clone(), closed.clone());
-        let name = origin.file.clone();
+        let (sidecar, syncer) = (sidecar_of(&closed, origin), self.params.syncer.clone());
         let sealed = spawn_blocking(move || {
-            // No repair may come between the file's end and its sidecar.
-            let held = file.held();
-            let sealed = file.seal(&syncer)?;
-            if let Err(error) = sidecar_of(&closed, origin).write_in(&directory, &name) {
-                log::error!("a finished file has no sidecar yet file={name:?} error={error}");
-            }
-            drop(held);
-            Ok::<_, io::Error>((sealed, closed))
+            let (sealed, finished) = file.cut()?;
+            finished.seal(&syncer, sidecar).map(|()| sealed)
         });
-        AtomicResponse::new(Box::pin(sealed.into_actor(self).map(move |joined, this, ctx| {
-            let outcome = joined.map_err(|_| RecordingError::WriterLost).and_then(|sealed| sealed.map_err(RecordingError::of));
+        AtomicResponse::new(Box::pin(sealed.into_actor(self).map(move |sealed, this, ctx| {
             ctx.stop();
-            match outcome {
-                Ok((sealed, closed)) => {
-                    this.params.rows.segment_closed(closed);
-                    Ok(Some(sealed))
-                }
-                Err(error) => {
-                    // A seal that fails leaves a file that can be read as far as it counts; its row says that it failed, and that nobody knows what
-                    // reached the disk.
-                    log::error!("a segment could not be sealed segment_id={} error={error}", this.params.id);
-                    failed.reason = EndReason::Failed;
-                    failed.seal.suspect = true;
-                    this.params.rows.segment_closed(failed);
-                    Err(error)
-                }
-            }
+            end_row(&this.params.rows, closed, sealed)
         })))
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use actix::prelude::*;
-use actix_rt::task::spawn_blocking;
+use actix_rt::task::{JoinError, spawn_blocking};
 use chrono::{DateTime, Utc};
 
 use super::stats::{TrackStats, WriteLag};
@@ -78,6 +78,19 @@ impl RecordingError {
             other @ (Self::NotNow { .. } | Self::Suspect | Self::SegmentClosed | Self::WriterLost | Self::GivenUp) => other,
         }
     }
+}
+
+/// Ends the row of a segment as its file ended. A seal that fails leaves a file that can be read as far as it declares; its row says that it failed, and
+/// that nobody knows what reached the disk.
+pub(super) fn end_row<T>(rows: &RowLog, mut closed: ClosedSegment, sealed: Result<io::Result<T>, JoinError>) -> Result<Option<T>, RecordingError> {
+    let outcome = sealed.map_err(|_| RecordingError::WriterLost).and_then(|sealed| sealed.map_err(RecordingError::of));
+    if let Err(error) = &outcome {
+        log::error!("a segment could not be sealed segment_id={} error={error}", closed.id);
+        closed.reason = EndReason::Failed;
+        closed.seal.suspect = true;
+    }
+    rows.segment_closed(closed);
+    outcome.map(Some)
 }
 
 /// Appends pieces. The reply means "handed to the OS and declared in the header", not "synced". After an error nothing of them is in the file.
@@ -327,7 +340,7 @@ impl Handler<FinishSegment> for WavWriterActor {
         let name = file.relative_path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let origin = Origin {
             name: self.params.name.clone(),
-            file: name.clone(),
+            file: name,
             format: MediaFormat::Wav,
             started_at: file.started_at(),
             mute_spans: muted_in_file(&msg.mute_spans, first, frames, &gaps),
@@ -335,41 +348,20 @@ impl Handler<FinishSegment> for WavWriterActor {
         let seal = Seal {
             session_offset_ms: session_offset_ms(file.started_at(), self.params.session_started_at),
             drift_ppm: self.params.stats.drift_ppm(),
-            suspect: file.is_suspect(),
             ..Seal::default()
         };
         let bytes = frames * format.frame_bytes();
-        let mut closed =
+        let closed =
             ClosedSegment { id: self.params.id.clone(), format, frames, bytes, ended_at: self.params.clock.now(), reason: msg.reason, gaps, seal };
-        let mut failed = closed.clone();
+        let sidecar = sidecar_of(&closed, origin);
         let sealed = spawn_blocking(move || {
-            // No repair may come between the file's end and its sidecar.
-            let held = file.held();
             fail_point::pass("writer-seal");
             let (sealed, finished) = file.cut()?;
-            (closed.frames, closed.bytes) = (sealed.frames, sealed.bytes);
-            finished.seal(&syncer, &sidecar_of(&closed, origin))?;
-            drop(held);
-            Ok::<_, io::Error>((sealed, closed))
+            finished.seal(&syncer, sidecar).map(|()| sealed)
         });
-        AtomicResponse::new(Box::pin(sealed.into_actor(self).map(move |joined, this, ctx| {
-            let outcome = joined.map_err(|_| RecordingError::WriterLost).and_then(|sealed| sealed.map_err(RecordingError::of));
-            let outcome = match outcome {
-                Ok((sealed, closed)) => {
-                    this.params.rows.segment_closed(closed);
-                    Ok(Some(sealed))
-                }
-                Err(error) => {
-                    // A seal that fails leaves a file that is valid as declared; its row says that it failed, and that nobody knows what reached the disk.
-                    log::error!("a segment could not be sealed segment_id={} error={error}", this.params.id);
-                    failed.reason = EndReason::Failed;
-                    failed.seal.suspect = true;
-                    this.params.rows.segment_closed(failed);
-                    Err(error)
-                }
-            };
+        AtomicResponse::new(Box::pin(sealed.into_actor(self).map(move |sealed, this, ctx| {
             ctx.stop();
-            outcome
+            end_row(&this.params.rows, closed, sealed)
         })))
     }
 }

@@ -125,19 +125,6 @@ impl SegmentFile {
         self.started_at
     }
 
-    /// The meeting's directory, which holds the file whatever its path means by now.
-    pub fn directory(&self) -> Directory {
-        self.directory.clone()
-    }
-
-    /// Keeps repairs away for as long as it is held, also from the sealed file.
-    ///
-    /// # Errors
-    /// When no descriptor is left.
-    pub fn held(&self) -> io::Result<File> {
-        self.file.try_clone()
-    }
-
     /// Bytes of PCM so far.
     pub fn data_bytes(&self) -> u64 {
         self.data_bytes
@@ -254,7 +241,7 @@ impl SegmentFile {
             self.file.set_len(HEADER_BYTES + bytes)?;
         }
         let name = file_name(&self.relative);
-        Ok((Sealed { frames, bytes }, Finished { file: self.file, directory: self.directory, name }))
+        Ok((Sealed { frames, bytes }, Finished { file: self.file, watched: self.watched, directory: self.directory, name }))
     }
 
     /// Writes `audio` at `offset`, leaving out what is zero within a block of the file.

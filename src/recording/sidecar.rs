@@ -147,13 +147,6 @@ impl Sidecar {
         directory.rename_over(&draft_name(file), &format!("{file}.json"))
     }
 
-    /// Removes a draft that says what is not so.
-    pub(super) fn discard_in(directory: &Directory, file: &str) {
-        if let Err(error) = directory.remove(&draft_name(file)) {
-            log::debug!("a draft that nobody reads is left file={file:?} error={error}");
-        }
-    }
-
     fn text(&self) -> io::Result<Vec<u8>> {
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
+use super::finish::Finished;
 use super::ivf::{self, Walked};
 use super::lock;
 use super::path::SegmentName;
@@ -119,19 +120,6 @@ impl VideoFile {
         self.started_at
     }
 
-    /// The meeting's directory, which holds the file whatever its path means by now.
-    pub fn directory(&self) -> Directory {
-        self.directory.clone()
-    }
-
-    /// Keeps repairs away for as long as it is held, also from the sealed file.
-    ///
-    /// # Errors
-    /// When no descriptor is left.
-    pub fn held(&self) -> io::Result<File> {
-        self.file.try_clone()
-    }
-
     /// Whether the disk has said that it lost something of the file.
     pub fn is_suspect(&self) -> bool {
         self.watched.has_failed()
@@ -169,19 +157,18 @@ impl VideoFile {
         Ok(())
     }
 
-    /// Finishes the file: cut to what counts, handed to the disk together with its name.
+    /// Finishes the file: cut to what counts, and still to be handed to the disk.
     ///
     /// # Errors
     /// Whatever the file system says; the file can be read all the same.
-    pub fn seal(self, syncer: &Syncer) -> io::Result<SealedVideo> {
+    pub fn cut(self) -> io::Result<(SealedVideo, Finished)> {
         let state = self.state();
         // An append that failed may have left more behind than was counted.
         if self.file.metadata()?.len() != self.bytes {
             self.file.set_len(self.bytes)?;
         }
-        syncer.sync_now(self.file)?;
-        syncer.sync_now(self.directory.handle())?;
-        Ok(state)
+        let name = self.relative.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok((state, Finished { file: self.file, watched: self.watched, directory: self.directory, name }))
     }
 }
 
@@ -257,7 +244,7 @@ mod tests {
     }
 
     fn sealed(video: VideoFile) -> SealedVideo {
-        video.seal(&Syncer::start().expect("threads")).expect("sealed")
+        video.cut().expect("cut").0
     }
 
     fn repaired(path: &Path) -> SealedVideo {

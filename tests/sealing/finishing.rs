@@ -1,5 +1,6 @@
 //! D8: a finished file is immutable and can be verified; its sidecar comes after everything else.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 use super::strace::{self, Start, Traced};
 use super::{audio_dir, ended_rows, sha256sum, sidecar};
 use crate::support::egress_peer::{EgressPeer, counter_pcm};
+use crate::support::faults::Strace;
 use crate::support::test_app::{TestApp, read_wav};
 
 const PATH: &str = "/egress-audio?roomName=room&participant=ana&trackId=TR_1";
@@ -140,6 +142,51 @@ async fn record(address: &str, pcm: &[u8]) {
     if peer.send_pcm(pcm).await.is_ok() {
         tokio::time::timeout(Duration::from_secs(60), peer.close_and_wait()).await.expect("answered, or the server is dead");
     }
+}
+
+/// Threads of the server's that sync, and are held in a call of theirs.
+fn held_syncs(app: &TestApp) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", app.pid())).unwrap().map(|task| task.unwrap().path());
+    let status = tasks.filter_map(|task| std::fs::read_to_string(task.join("status")).ok());
+    status.filter(|status| status.starts_with("Name:\tsyncer\n") && status.contains("\nState:\tt ")).map(pid_of).collect()
+}
+
+fn pid_of(status: String) -> String {
+    status.lines().find(|line| line.starts_with("Pid:")).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn d5_a_sync_that_fails_while_its_file_is_sealed_makes_it_suspect_now_and_after_the_next_start() {
+    let app = TestApp::builder().open().start().await;
+    let mut peer = EgressPeer::connect(app.addr, PATH).await.unwrap();
+    let pcm = counter_pcm(9_600, 1);
+    peer.send_pcm(&pcm[..19_200]).await.unwrap();
+    let path = app.eventually("there is a file", async || app.wav_files().pop()).await;
+    // The clock's next sync is told of the loss, late; whoever syncs meanwhile, or later, is told that all is well.
+    let Some(failing) = Strace::inject(&app, Some("fdatasync"), "error=EIO:delay_enter=2000000:when=1", Some(&path)) else { return };
+    peer.send_pcm(&pcm[19_200..]).await.unwrap();
+    let looks = Cell::new((Vec::new(), 0));
+    let under_way = async || {
+        let (held, (before, times)) = (held_syncs(&app), looks.take());
+        let times = if !held.is_empty() && held == before { times + 1 } else { 0 };
+        looks.set((held, times));
+        (times == 3).then_some(())
+    };
+    app.eventually("a sync is under way", under_way).await;
+    peer.close_and_wait().await;
+    drop(failing);
+    let verdict = |told: &Value| (told["endReason"].as_str().unwrap().to_owned(), told["suspect"].as_bool().unwrap(), told["frames"].as_u64());
+    let expected = ("failed".to_owned(), true, Some(9_600));
+    assert_eq!(verdict(&hashed(&app, &path).await), expected);
+    let in_row = async || Some(app.items("/api/v1/recordings").await[0]["segments"][0].clone()).filter(|segment| segment["sha256"].is_string());
+    assert_eq!(verdict(&app.eventually("the row has its hash", in_row).await), expected);
+    assert!(read_wav(&path).1 == pcm);
+    // As if its sidecar had not reached the disk.
+    let stopped = app.kill().await;
+    std::fs::remove_file(format!("{}.json", path.display())).unwrap();
+    diesel::connection::SimpleConnection::batch_execute(&mut super::database(stopped.dir.path()), "UPDATE seals SET sha256 = NULL").unwrap();
+    let app = stopped.restart().await;
+    assert_eq!(verdict(&hashed(&app, &path).await), expected);
 }
 
 #[tokio::test]
