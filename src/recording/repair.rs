@@ -149,8 +149,11 @@ fn mend(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) ->
 fn describe(interrupted: &Interrupted, measured: &Measured, modified: SystemTime, booted_at: Option<SystemTime>) -> Sidecar {
     let path = &interrupted.path;
     let (frames, pcm, size) = (measured.frames, measured.pcm, measured.dimensions);
+    let draft = Sidecar::read_draft(path);
+    // What the writer, or a repair, was told of once is told to nobody else.
+    let suspect = draft.as_ref().is_some_and(|draft| draft.suspect);
     // An earlier repair that was killed may have written to the file: what it had found out counts.
-    let earlier = Sidecar::read_draft(path).filter(|earlier| earlier.recovered && earlier.frames == frames);
+    let earlier = draft.filter(|earlier| earlier.recovered && earlier.frames == frames);
     let survived = booted_at.is_some_and(|booted_at| modified >= booted_at);
     let tail = if survived { Duration::ZERO } else { UNSYNCED.min(measured.length.unwrap_or(UNSYNCED)) };
     let ended_at = earlier.as_ref().map_or_else(|| DateTime::from(modified), |earlier| earlier.ended_at);
@@ -180,7 +183,7 @@ fn describe(interrupted: &Interrupted, measured: &Measured, modified: SystemTime
         mute_spans: Vec::new(),
         end_reason: interrupted.end_reason.unwrap_or("crashed").to_owned(),
         recovered: true,
-        suspect: earlier.as_ref().is_some_and(|earlier| earlier.suspect),
+        suspect,
         tail_unverified_ms: earlier.map_or_else(|| u64::try_from(tail.as_millis()).unwrap_or(u64::MAX), |earlier| earlier.tail_unverified_ms),
         sha256: None,
     }

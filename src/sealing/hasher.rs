@@ -150,10 +150,12 @@ impl Worker {
         fail_point::pass("hasher-file");
         let shelf = self.shelves.iter().find(|shelf| shelf.format == row.segment.format).ok_or(io::ErrorKind::NotFound)?;
         let path = below(shelf.root.path(), &row.segment.path).ok_or(io::ErrorKind::InvalidInput)?;
+        let is_suspect = row.seal.as_ref().is_some_and(|seal| seal.suspect);
         let sidecar = match Sidecar::read(&path)? {
             // Killed before the row had it.
             Some(Sidecar { sha256: Some(sha256), .. }) => return Ok(Some(sha256)),
-            Some(sidecar) => sidecar,
+            // A repair may not have known what the row does.
+            Some(sidecar) => Sidecar { suspect: sidecar.suspect || is_suspect, ..sidecar },
             None => by_row(row, shelf.media)?,
         };
         self.complete(shelf, &path, sidecar)

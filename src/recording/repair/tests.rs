@@ -163,6 +163,18 @@ fn d4_what_an_interrupted_repair_found_out_is_kept() {
 }
 
 #[test]
+fn d5_what_a_writer_said_of_a_failed_sync_is_not_forgotten_by_a_repair() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x.wav");
+    std::fs::write(&path, [header(36, 0), noise(400)].concat()).expect("written");
+    // Killed before the draft of the sidecar had its name; the writer counted what the file no longer holds.
+    let told = describe(&Interrupted::file(path.clone()), &sound(200), SystemTime::now(), None);
+    Sidecar { recovered: false, suspect: true, ..told }.draft(&path).expect("a draft");
+    let repaired = recovered(repair(&Interrupted::file(path)).expect("repaired"));
+    assert_eq!((repaired.frames, repaired.recovered, repaired.suspect, repaired.tail_unverified_ms), (100, true, true, 0));
+}
+
+#[test]
 fn nobody_repairs_what_another_writes_and_a_dry_run_changes_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("x.wav");
