@@ -1,8 +1,8 @@
 //! One WAV file that is valid at every instant.
 //!
 //! Data goes first, then one 44-byte write of the whole header: a reader, and a crash, may see the header lag behind the data by one append,
-//! which every player takes for a slightly shorter file, but never a header that promises too much (`docs/FACTS.md`, WAV readers). Writes are
-//! positional, so a failed append can be tried again as it was.
+//! which every player takes for a slightly shorter file, but never a header that promises too much (`docs/FACTS.md`, WAV readers). What an append
+//! that fails has done is taken back, so it can be made again.
 //!
 //! A 4 KiB block of the file that holds only zeros is never written: it reads as the silence it is, and costs no disk.
 
@@ -76,7 +76,9 @@ pub struct SegmentFile {
     data_bytes: u64,
     /// How far the file has been written or extended.
     file_bytes: u64,
-    /// What the append under way has taken from its place.
+    /// An append is under way, or left something behind that could not be taken back yet.
+    is_untidy: bool,
+    /// What that append has copied from its place, which may hold something else by now: it ends where the audio does that counts.
     moved: Option<Vec<u8>>,
 }
 
@@ -94,8 +96,18 @@ impl SegmentFile {
         lock::hold(&file)?;
         let file = Arc::new(file);
         let watched = syncer.watch(Arc::clone(&file))?;
-        let mut segment =
-            Self { file, watched, directory, relative: PathBuf::new(), started_at: time, format, data_bytes: 0, file_bytes: 0, moved: None };
+        let mut segment = Self {
+            file,
+            watched,
+            directory,
+            relative: PathBuf::new(),
+            started_at: time,
+            format,
+            data_bytes: 0,
+            file_bytes: 0,
+            is_untidy: false,
+            moved: None,
+        };
         let made = segment.append(first).and_then(|()| give_name(&segment.directory, &unfinished, time, |time| name.file(time)));
         match made {
             Ok(relative) => {
@@ -130,12 +142,12 @@ impl SegmentFile {
         self.data_bytes
     }
 
-    /// Appends whole pieces and then declares them in the header. After an error nothing of them counts, and the same call may be made again.
+    /// Appends whole pieces and then declares them in the header. After an error nothing of them counts or is in the way.
     ///
     /// # Errors
     /// Whatever the file system says.
     pub fn append(&mut self, pieces: &[Piece]) -> io::Result<()> {
-        let end = self.write(pieces)?;
+        let end = self.write_or_take_back(pieces)?;
         self.count(end);
         Ok(())
     }
@@ -145,34 +157,64 @@ impl SegmentFile {
     /// # Errors
     /// Whatever the file system says.
     pub fn append_within(&mut self, fence: &Fence, pieces: &[Piece]) -> io::Result<bool> {
-        let end = self.write(pieces)?;
+        let end = self.write_or_take_back(pieces)?;
         if fence.finish() {
             self.count(end);
             return Ok(true);
         }
-        self.file.write_all_at(&wav_header::encode(self.format, self.data_bytes), 0)?;
-        if let Some(moved) = self.moved.take() {
-            self.file.write_all_at(&moved, (HEADER_BYTES + self.data_bytes).saturating_sub(len(&moved)))?;
-        }
-        self.file.set_len(HEADER_BYTES + self.data_bytes)?;
-        self.file_bytes = HEADER_BYTES + self.data_bytes;
+        self.take_back()?;
         Ok(false)
     }
 
     fn count(&mut self, end: u64) {
         self.data_bytes = end;
+        self.is_untidy = false;
         self.moved = None;
         self.watched.note_written();
     }
 
+    /// Makes the file what it was before the append under way. A disk that fails may not let it: then the next append does it, or the file's end.
+    fn take_back(&mut self) -> io::Result<()> {
+        let end = HEADER_BYTES + self.data_bytes;
+        self.file.write_all_at(&wav_header::encode(self.format, self.data_bytes), 0)?;
+        // Before anything is written, which a full disk has room for then.
+        self.file.set_len(end)?;
+        if let Some(moved) = &self.moved {
+            self.file.write_all_at(moved, end.saturating_sub(len(moved)))?;
+        }
+        self.file_bytes = end;
+        self.is_untidy = false;
+        self.moved = None;
+        self.watched.note_written();
+        Ok(())
+    }
+
+    fn write_or_take_back(&mut self, pieces: &[Piece]) -> io::Result<u64> {
+        if self.is_untidy {
+            self.take_back()?;
+        }
+        self.is_untidy = true;
+        let written = self.write(pieces);
+        if written.is_err()
+            && let Err(error) = self.take_back()
+        {
+            log::debug!("what an append left behind waits for its end path={:?} error={error}", self.relative);
+        }
+        written
+    }
+
     /// Returns where the audio ends then.
     fn write(&mut self, pieces: &[Piece]) -> io::Result<u64> {
-        let mut end = self.data_bytes;
+        let (mut end, mut hole) = (self.data_bytes, None);
         for piece in pieces {
             match piece {
                 Piece::Audio(audio) => self.write_sparse(HEADER_BYTES + end, audio)?,
-                // No more can be moved than there is: the rest belongs to an earlier segment.
-                Piece::Missing { bytes, behind } => self.move_back(HEADER_BYTES + end, (*behind).min(end), *bytes)?,
+                Piece::Missing { bytes, behind } => {
+                    // No more can be moved than there is: the rest belongs to an earlier segment.
+                    let behind = (*behind).min(end);
+                    self.move_back(HEADER_BYTES + end, behind, *bytes)?;
+                    hole = Some((HEADER_BYTES + end - behind, *bytes));
+                }
                 Piece::Lost(_) | Piece::Muted(_) => {}
             }
             end += piece.file_bytes();
@@ -180,6 +222,10 @@ impl SegmentFile {
         if self.file_bytes < HEADER_BYTES + end {
             self.file.set_len(HEADER_BYTES + end)?;
             self.file_bytes = HEADER_BYTES + end;
+        }
+        // Last of the audio, for what is emptied here is room that a full disk need not give back.
+        if let Some((start, bytes)) = hole {
+            fill_with_zeros(&self.file, start, bytes)?;
         }
         self.file.write_all_at(&wav_header::encode(self.format, end), 0)?;
         Ok(end)
@@ -190,25 +236,18 @@ impl SegmentFile {
         self.watched.has_failed()
     }
 
-    /// Moves the `behind` bytes in front of `end` back by `bytes`, which leaves a hole where they began. A crash in the middle leaves them twice, never
-    /// not at all: they are written in their new place, beyond what the header declares, before the old one is emptied.
+    /// Writes the `behind` bytes in front of `end` once more, `bytes` further back. Where they began, zeros are to follow. A crash in between leaves them
+    /// twice, never not at all.
     ///
-    /// Contract: only the first piece of an append moves anything, so that an append that failed can be made again.
+    /// Contract: only the first piece of an append moves anything, and an append moves once.
     fn move_back(&mut self, end: u64, behind: u64, bytes: u64) -> io::Result<()> {
         let start = end - behind;
-        let moved = match self.moved.take() {
-            // The place it was read from may have been overwritten already.
-            Some(moved) => moved,
-            None => {
-                let mut moved = vec![0; usize::try_from(behind).unwrap_or(usize::MAX)];
-                self.file.read_exact_at(&mut moved, start)?;
-                moved
-            }
-        };
-        let outcome = self.file.write_all_at(&moved, start + bytes).and_then(|()| fill_with_zeros(&self.file, start, bytes));
-        self.moved = Some(moved);
+        let mut moved = vec![0; usize::try_from(behind).unwrap_or(usize::MAX)];
+        self.file.read_exact_at(&mut moved, start)?;
+        let moved = self.moved.insert(moved);
+        self.file.write_all_at(moved, start + bytes)?;
         self.file_bytes = self.file_bytes.max(end + bytes);
-        outcome
+        Ok(())
     }
 
     /// Corrects the declared format. The audio stays as it is.
@@ -233,10 +272,12 @@ impl SegmentFile {
     ///
     /// # Errors
     /// Whatever the file system says; the file is valid all the same.
-    pub fn cut(self) -> io::Result<(Sealed, Finished)> {
+    pub fn cut(mut self) -> io::Result<(Sealed, Finished)> {
         let frames = self.format.frames(self.data_bytes);
         let bytes = frames * self.format.frame_bytes();
-        // An append that failed may have left more behind than was counted.
+        if self.is_untidy {
+            self.take_back()?;
+        }
         if self.file.metadata()?.len() != HEADER_BYTES + bytes {
             self.file.set_len(HEADER_BYTES + bytes)?;
         }
@@ -447,6 +488,32 @@ mod tests {
         let fence = Fence::default();
         assert!(fence.begin() && segment.append_within(&fence, &[audio(noise(80))]).expect("an append") && !fence.give_up());
         assert_eq!(segment.data_bytes(), 20_080);
+    }
+
+    #[test]
+    fn an_append_that_fails_costs_nothing_that_was_appended_before() {
+        // The last of them is a length that no file system has.
+        let fails = |missing| [missing, audio(noise(80)), Piece::Lost(i64::MAX as u64)];
+        let moving = [(40, 400), (5_000, 400), (400, 90_000)].map(|(bytes, behind)| Piece::Missing { bytes, behind });
+        for missing in moving.into_iter().chain([Piece::Muted(4), audio(noise(9_000))]) {
+            let dir = tempfile::tempdir().expect("a directory");
+            let sound = noise(20_000);
+            let mut segment = create(dir.path(), &[audio(sound.clone())]);
+            let path = segment.relative_path().to_owned();
+            let file = || std::fs::read(dir.path().join(&path)).expect("read");
+            let before = file();
+            assert!(segment.append(&fails(missing.clone())).is_err());
+            assert!(file() == before, "{missing:?} is taken back at once");
+            // Whatever it had come to: the disk may have failed the taking back too.
+            segment.is_untidy = true;
+            assert!(segment.write(&[missing.clone(), audio(noise(80))]).is_ok() && file() != before);
+            segment.append(&[audio(noise(400))]).expect("an append");
+            assert!(read(dir.path(), &path) == [sound.clone(), noise(400)].concat(), "{missing:?} is taken back by the next append");
+            segment.is_untidy = true;
+            assert!(segment.write(&[missing.clone(), audio(noise(80))]).is_ok());
+            assert_eq!(sealed(segment).bytes, 20_400);
+            assert!(read(dir.path(), &path) == [sound, noise(400)].concat() && file().len() == 20_444, "{missing:?} is taken back at the end");
+        }
     }
 
     #[test]
