@@ -16,6 +16,7 @@ pub mod segment_file;
 pub mod segment_reader;
 pub mod sidecar;
 pub mod syncer;
+pub mod unnamed;
 pub mod video_file;
 pub mod video_stream;
 pub mod wav_header;

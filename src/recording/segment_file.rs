@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
 use super::fence::Fence;
 use super::finish::Finished;
-use super::lock;
 use super::path::SegmentName;
 use super::root::{Directory, Root};
 use super::syncer::{Syncer, Watched};
+use super::unnamed::{Unnamed, file_name};
 use super::wav_header::{self, HEADER_BYTES};
 use crate::audio::format::PcmFormat;
 use crate::audio::level::is_digital_silence;
@@ -89,17 +89,11 @@ impl SegmentFile {
     /// # Errors
     /// Whatever the file system says; no file is left under the name then.
     pub fn create(root: &Root, name: &SegmentName, time: DateTime<Utc>, format: PcmFormat, first: &[Piece], syncer: &Syncer) -> io::Result<Self> {
-        let directory = root.make_directory(&name.directory())?;
-        let unfinished = format!(".{}.new", crate::ids::new_row_id());
-        let file = directory.create_new(&unfinished)?;
-        // Nobody else can hold a file that has just been made; a repair leaves it alone from here on.
-        lock::hold(&file)?;
-        let file = Arc::new(file);
-        let watched = syncer.watch(Arc::clone(&file))?;
+        let Unnamed { file, watched, place } = Unnamed::new(root, &name.directory(), syncer)?;
         let mut segment = Self {
             file,
             watched,
-            directory,
+            directory: place.directory.clone(),
             relative: PathBuf::new(),
             started_at: time,
             format,
@@ -108,19 +102,8 @@ impl SegmentFile {
             is_untidy: false,
             moved: None,
         };
-        let made = segment.append(first).and_then(|()| give_name(&segment.directory, &unfinished, time, |time| name.file(time)));
-        match made {
-            Ok(relative) => {
-                segment.relative = relative;
-                Ok(segment)
-            }
-            Err(error) => {
-                if let Err(left) = segment.directory.remove(&unfinished) {
-                    log::warn!("cannot remove an unfinished file name={unfinished:?} error={left}");
-                }
-                Err(error)
-            }
-        }
+        segment.relative = place.keep(segment.append(first), time, |time| name.file(time))?;
+        Ok(segment)
     }
 
     /// The path below the audio directory.
@@ -336,28 +319,6 @@ fn fill_with_zeros(file: &File, start: u64, bytes: u64) -> io::Result<()> {
         }
         outcome => Ok(outcome?),
     }
-}
-
-/// Gives a file that is made its name, never in the place of another: where the name is taken, the time stamp moves on by a millisecond.
-pub(super) fn give_name(
-    directory: &Directory,
-    unfinished: &str,
-    time: DateTime<Utc>,
-    name: impl Fn(DateTime<Utc>) -> PathBuf,
-) -> io::Result<PathBuf> {
-    (0..1000)
-        .map(|bump| name(time + TimeDelta::milliseconds(bump)))
-        .find_map(|relative| match directory.rename_new(unfinished, &file_name(&relative)) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
-            Err(error) => Some(Err(error)),
-            Ok(()) => Some(Ok(relative)),
-        })
-        .unwrap_or_else(|| Err(io::ErrorKind::AlreadyExists.into()))
-}
-
-/// The last part of a segment's path, which is ASCII.
-fn file_name(relative: &Path) -> String {
-    relative.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn len(bytes: &[u8]) -> u64 {

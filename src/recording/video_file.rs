@@ -14,11 +14,10 @@ use chrono::{DateTime, Utc};
 
 use super::finish::Finished;
 use super::ivf::{self, Walked};
-use super::lock;
 use super::path::SegmentName;
 use super::root::{Directory, Root};
-use super::segment_file::give_name;
 use super::syncer::{Syncer, Watched};
+use super::unnamed::{Unnamed, file_name};
 use super::video_stream::{Picture, VideoFormat};
 use crate::video::annex_b::PictureCounter;
 use crate::video::codec::Container;
@@ -63,13 +62,7 @@ impl VideoFile {
     /// # Errors
     /// Whatever the file system says; no file is left under the name then.
     pub fn create(root: &Root, name: &SegmentName, time: DateTime<Utc>, format: VideoFormat, first: &[Picture], syncer: &Syncer) -> io::Result<Self> {
-        let directory = root.make_directory(&name.directory())?;
-        let unfinished = format!(".{}.new", crate::ids::new_row_id());
-        let file = directory.create_new(&unfinished)?;
-        // Nobody else can hold a file that has just been made; a repair leaves it alone from here on.
-        lock::hold(&file)?;
-        let file = Arc::new(file);
-        let watched = syncer.watch(Arc::clone(&file))?;
+        let Unnamed { file, watched, place } = Unnamed::new(root, &name.directory(), syncer)?;
         let bytes = match format {
             VideoFormat::H264 => 0,
             VideoFormat::Ivf { .. } => ivf::HEADER_BYTES,
@@ -77,7 +70,7 @@ impl VideoFile {
         let mut video = Self {
             file,
             watched,
-            directory,
+            directory: place.directory.clone(),
             relative: PathBuf::new(),
             started_at: time,
             format,
@@ -86,19 +79,8 @@ impl VideoFile {
             bytes,
             pictures: 0,
         };
-        let named = |time| name.file_of(time, format.container());
-        match video.append(first).and_then(|()| give_name(&video.directory, &unfinished, time, named)) {
-            Ok(relative) => {
-                video.relative = relative;
-                Ok(video)
-            }
-            Err(error) => {
-                if let Err(left) = video.directory.remove(&unfinished) {
-                    log::warn!("cannot remove an unfinished file name={unfinished:?} error={left}");
-                }
-                Err(error)
-            }
-        }
+        video.relative = place.keep(video.append(first), time, |time| name.file_of(time, format.container()))?;
+        Ok(video)
     }
 
     /// The path below the video directory.
@@ -167,7 +149,7 @@ impl VideoFile {
         if self.file.metadata()?.len() != self.bytes {
             self.file.set_len(self.bytes)?;
         }
-        let name = self.relative.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = file_name(&self.relative);
         Ok((state, Finished { file: self.file, watched: self.watched, directory: self.directory, name }))
     }
 }
