@@ -139,7 +139,7 @@ fn mend(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) ->
     }
     // One that an earlier repair left says what the file's time says no more: it is not written anew.
     let draft = match Sidecar::read_draft(path) {
-        Some(same) if same == *sidecar => File::open(sidecar::draft_of(path))?,
+        Some(same) if same == *sidecar => no_follow(OpenOptions::new().read(true)).open(sidecar::draft_of(path))?,
         Some(_) | None => sidecar.draft(path)?,
     };
     measured.mend(&file)?;

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -120,15 +120,6 @@ impl Sidecar {
     ///
     /// # Errors
     /// What the file system says; then there is none, or the one that was there.
-    pub fn write(&self, media: &Path) -> io::Result<()> {
-        self.draft(media)?.sync_all()?;
-        publish(media)
-    }
-
-    /// The same for a file of an opened directory, whatever its path means by now.
-    ///
-    /// # Errors
-    /// As [`Sidecar::write`].
     pub fn write_in(&self, directory: &Directory, file: &str) -> io::Result<()> {
         self.draft_in(directory, file)?.sync_all()?;
         Self::publish_in(directory, file)?;
@@ -153,7 +144,7 @@ impl Sidecar {
         Ok(text)
     }
 
-    /// The first half of [`Sidecar::write`]: under a temporary name, and not synced.
+    /// The same beside a file that only its path tells.
     ///
     /// # Errors
     /// What the file system says.
@@ -198,15 +189,16 @@ pub fn draft_of(media: &Path) -> PathBuf {
     media.with_file_name(name)
 }
 
-/// A name in a directory that others write to may be a link to anywhere.
+/// A name in a directory that others write to may be a link to anywhere, or a pipe that nobody writes to.
 pub(super) fn no_follow(options: &mut OpenOptions) -> &mut OpenOptions {
-    options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+    options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
 }
 
 fn parsed(path: &Path) -> io::Result<Option<Sidecar>> {
-    let text = match std::fs::read(path) {
+    let mut text = Vec::new();
+    match no_follow(OpenOptions::new().read(true)).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        text => text?,
+        file => file?.read_to_end(&mut text)?,
     };
     serde_json::from_slice(&text).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display())))
 }
@@ -216,6 +208,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::recording::root::Root;
 
     fn sidecar() -> Sidecar {
         Sidecar {
@@ -247,17 +240,23 @@ mod tests {
         }
     }
 
+    /// A meeting's directory, and where a file of it is.
+    fn meeting(dir: &tempfile::TempDir) -> (Directory, PathBuf) {
+        let directory = Root::open(dir.path()).and_then(|root| root.make_directory("RM_1".as_ref()));
+        (directory.expect("a directory"), dir.path().join("RM_1/x.wav"))
+    }
+
     #[test]
     fn what_is_written_is_read_back_and_replaced_whole() {
         let dir = tempfile::tempdir().expect("a directory");
-        let media = dir.path().join("x.wav");
+        let (directory, media) = meeting(&dir);
         assert_eq!(Sidecar::read(&media).expect("no fault"), None);
-        sidecar().write(&media).expect("written");
+        sidecar().write_in(&directory, "x.wav").expect("written");
         assert_eq!(Sidecar::read(&media).expect("read"), Some(sidecar()));
         let hashed = Sidecar { sha256: Some("00".to_owned()), ..sidecar() };
-        hashed.write(&media).expect("written");
+        hashed.write_in(&directory, "x.wav").expect("written");
         assert_eq!(Sidecar::read(&media).expect("read"), Some(hashed));
-        let names: Vec<_> = std::fs::read_dir(dir.path()).expect("listed").map(|entry| entry.expect("an entry").file_name()).collect();
+        let names: Vec<_> = std::fs::read_dir(dir.path().join("RM_1")).expect("listed").map(|entry| entry.expect("an entry").file_name()).collect();
         assert_eq!(names, ["x.wav.json"]);
         let mode = std::fs::metadata(path_of(&media)).expect("there").permissions().mode();
         assert_eq!(mode & 0o777 & !0o640, 0, "{mode:o}");
@@ -275,12 +274,24 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_the_place_of_a_draft_is_not_followed() {
+    fn a_link_in_the_place_of_a_sidecar_or_its_draft_is_not_followed() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (media, canary) = (dir.path().join("x.wav"), dir.path().join("canary"));
-        std::fs::write(&canary, "alive").expect("written");
-        std::os::unix::fs::symlink(&canary, draft_of(&media)).expect("linked");
-        assert!(sidecar().write(&media).is_err());
-        assert_eq!(std::fs::read_to_string(&canary).expect("read"), "alive");
+        let ((directory, media), canary) = (meeting(&dir), dir.path().join("canary"));
+        let text = serde_json::to_string(&sidecar()).expect("JSON");
+        std::fs::write(&canary, &text).expect("written");
+        for name in [draft_of(&media), path_of(&media)] {
+            std::os::unix::fs::symlink(&canary, name).expect("linked");
+        }
+        assert!(sidecar().write_in(&directory, "x.wav").is_err() && sidecar().draft(&media).is_err());
+        assert!(Sidecar::read(&media).is_err() && Sidecar::read_draft(&media).is_none());
+        assert_eq!(std::fs::read_to_string(&canary).expect("read"), text);
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_sidecar_holds_nobody_up() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (directory, media) = meeting(&dir);
+        rustix::fs::mkfifoat(&*directory.handle(), "x.wav.json", rustix::fs::Mode::from_raw_mode(0o600)).expect("made");
+        assert!(Sidecar::read(&media).is_err());
     }
 }
