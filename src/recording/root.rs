@@ -144,11 +144,7 @@ impl Root {
 
     fn ordinary_file(&self, relative: &Path, flags: OFlags) -> io::Result<File> {
         // Without waiting for whoever might write to a pipe that somebody put there.
-        let file = self.at_root(|root| open_beneath(root, relative, flags | OFlags::NONBLOCK | OFlags::NOCTTY))?;
-        if file.metadata()?.is_file() {
-            return Ok(file);
-        }
-        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no ordinary file", relative.display())))
+        ordinary(self.at_root(|root| open_beneath(root, relative, flags | OFlags::NONBLOCK | OFlags::NOCTTY))?, relative)
     }
 
     fn handle(&self) -> Arc<File> {
@@ -183,9 +179,9 @@ impl Directory {
     /// Opens a file for reading.
     ///
     /// # Errors
-    /// What the file system says; also for a link.
+    /// What the file system says; also for a link, and for what is no ordinary file.
     pub fn open_file(&self, name: &str) -> io::Result<File> {
-        open_beneath(&self.0, single(name)?, OFlags::RDONLY)
+        ordinary(open_beneath(&self.0, single(name)?, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?, Path::new(name))
     }
 
     /// Makes a file, or empties the one that is there, for writing.
@@ -248,6 +244,13 @@ fn rename_at(directory: impl AsFd, from: &Path, to: &Path) -> io::Result<()> {
         }
         outcome => Ok(outcome?),
     }
+}
+
+fn ordinary(file: File, path: &Path) -> io::Result<File> {
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no ordinary file", path.display())))
 }
 
 fn open_beneath(root: &File, relative: &Path, flags: OFlags) -> io::Result<File> {

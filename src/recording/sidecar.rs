@@ -113,7 +113,17 @@ impl Sidecar {
     /// # Errors
     /// What the file system says, or [`io::ErrorKind::InvalidData`] for one that cannot be read: its file counts as finished all the same.
     pub fn read(media: &Path) -> io::Result<Option<Self>> {
-        parsed(&path_of(media))
+        let path = path_of(media);
+        parsed(no_follow(OpenOptions::new().read(true)).open(&path), &path)
+    }
+
+    /// The same for a file of an opened directory, whatever its path means by now.
+    ///
+    /// # Errors
+    /// As [`Sidecar::read`].
+    pub fn read_in(directory: &Directory, file: &str) -> io::Result<Option<Self>> {
+        let name = format!("{file}.json");
+        parsed(directory.open_file(&name), Path::new(&name))
     }
 
     /// Makes the sidecar of a file that has reached the disk with its name, or replaces it. It is on the disk itself when this returns.
@@ -157,7 +167,8 @@ impl Sidecar {
 
     /// What [`Sidecar::draft`] left, if it is whole.
     pub fn read_draft(media: &Path) -> Option<Self> {
-        parsed(&draft_of(media)).ok().flatten()
+        let path = draft_of(media);
+        parsed(no_follow(OpenOptions::new().read(true)).open(&path), &path).ok().flatten()
     }
 }
 
@@ -194,9 +205,9 @@ pub(super) fn no_follow(options: &mut OpenOptions) -> &mut OpenOptions {
     options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
 }
 
-fn parsed(path: &Path) -> io::Result<Option<Sidecar>> {
+fn parsed(opened: io::Result<File>, path: &Path) -> io::Result<Option<Sidecar>> {
     let mut text = Vec::new();
-    match no_follow(OpenOptions::new().read(true)).open(path) {
+    match opened {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?.read_to_end(&mut text)?,
     };
@@ -283,7 +294,7 @@ mod tests {
             std::os::unix::fs::symlink(&canary, name).expect("linked");
         }
         assert!(sidecar().write_in(&directory, "x.wav").is_err() && sidecar().draft(&media).is_err());
-        assert!(Sidecar::read(&media).is_err() && Sidecar::read_draft(&media).is_none());
+        assert!(Sidecar::read(&media).is_err() && Sidecar::read_in(&directory, "x.wav").is_err() && Sidecar::read_draft(&media).is_none());
         assert_eq!(std::fs::read_to_string(&canary).expect("read"), text);
     }
 
@@ -292,6 +303,6 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let (directory, media) = meeting(&dir);
         rustix::fs::mkfifoat(&*directory.handle(), "x.wav.json", rustix::fs::Mode::from_raw_mode(0o600)).expect("made");
-        assert!(Sidecar::read(&media).is_err());
+        assert!(Sidecar::read(&media).is_err() && Sidecar::read_in(&directory, "x.wav").is_err());
     }
 }

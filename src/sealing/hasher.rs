@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -18,9 +18,8 @@ use crate::db::{DbError, Store};
 use crate::fail_point;
 use crate::ids::SegmentId;
 use crate::recording::hash::sha256_of;
-use crate::recording::path::below;
 use crate::recording::repair::look;
-use crate::recording::root::Root;
+use crate::recording::root::{Directory, Root};
 use crate::recording::sidecar::{MediaFormat, Sidecar};
 use crate::video::codec::Container;
 
@@ -48,6 +47,12 @@ impl Shelf {
     /// Another kind of files may be in the same directory.
     pub fn holds(&self, path: &Path) -> bool {
         Container::of(path).as_str() == self.format
+    }
+
+    /// Where a file lies, by its path beneath the shelf: no link leads anywhere else.
+    fn place<'a>(&self, relative: &'a Path) -> io::Result<(Directory, &'a str)> {
+        let (parent, name) = relative.parent().zip(relative.file_name().and_then(OsStr::to_str)).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok((self.root.directory(parent)?, name))
     }
 }
 
@@ -149,30 +154,35 @@ impl Worker {
     fn hash_file(&self, row: SegmentInContext) -> io::Result<Option<String>> {
         fail_point::pass("hasher-file");
         let shelf = self.shelves.iter().find(|shelf| shelf.format == row.segment.format).ok_or(io::ErrorKind::NotFound)?;
-        let path = below(shelf.root.path(), &row.segment.path).ok_or(io::ErrorKind::InvalidInput)?;
+        let path = PathBuf::from(&row.segment.path);
+        let (directory, name) = shelf.place(&path)?;
         let is_suspect = row.seal.as_ref().is_some_and(|seal| seal.suspect);
-        let sidecar = match Sidecar::read(&path)? {
+        let sidecar = match Sidecar::read_in(&directory, name)? {
             // Killed before the row had it.
             Some(Sidecar { sha256: Some(sha256), .. }) => return Ok(Some(sha256)),
             // A repair may not have known what the row does.
             Some(sidecar) => Sidecar { suspect: sidecar.suspect || is_suspect, ..sidecar },
             None => by_row(row, shelf.media)?,
         };
-        self.complete(shelf, &path, sidecar)
+        self.complete(&directory, name, sidecar)
     }
 
-    /// The digest goes into the sidecar, both beneath the shelf: no link leads anywhere else.
-    fn complete(&self, shelf: &Shelf, path: &Path, sidecar: Sidecar) -> io::Result<Option<String>> {
+    /// The digest goes into the sidecar.
+    fn complete(&self, directory: &Directory, name: &str, sidecar: Sidecar) -> io::Result<Option<String>> {
         let started = Instant::now();
-        let relative = path.strip_prefix(shelf.root.path()).unwrap_or(path);
-        let (Some(parent), Some(name)) = (relative.parent(), relative.file_name().and_then(OsStr::to_str)) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        let directory = shelf.root.directory(parent)?;
         let Some(hashed) = sha256_of(directory.open_file(name)?, &self.stop)? else { return Ok(None) };
-        Sidecar { sha256: Some(hashed.sha256.clone()), ..sidecar }.write_in(&directory, name)?;
-        log::debug!("hashed a finished file path={path:?} bytes={} took_ms={}", hashed.bytes, started.elapsed().as_millis());
+        Sidecar { sha256: Some(hashed.sha256.clone()), ..sidecar }.write_in(directory, name)?;
+        log::debug!("hashed a finished file file={name:?} bytes={} took_ms={}", hashed.bytes, started.elapsed().as_millis());
         Ok(Some(hashed.sha256))
+    }
+
+    /// The same of a file of which the database knows nothing.
+    fn hash_stray(&self, shelf: &Shelf, path: &Path) -> io::Result<()> {
+        let (directory, name) = shelf.place(path.strip_prefix(shelf.root.path()).unwrap_or(path))?;
+        match Sidecar::read_in(&directory, name)? {
+            Some(sidecar) if sidecar.sha256.is_none() => self.complete(&directory, name, sidecar).map(drop),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Finished files that the database does not know: found once, by looking.
@@ -185,9 +195,7 @@ impl Worker {
                 let names: Vec<String> = paths.iter().map(|path| relative(path)).collect();
                 let known: HashSet<String> = self.store.paths_with_rows(shelf.format, names).await?.into_iter().collect();
                 for path in paths.iter().filter(|path| !known.contains(&relative(path))) {
-                    let sidecar = Sidecar::read(path).map(|sidecar| sidecar.filter(|sidecar| sidecar.sha256.is_none()));
-                    let hashed = sidecar.and_then(|sidecar| sidecar.map_or(Ok(None), |sidecar| self.complete(shelf, path, sidecar)));
-                    if let Err(error) = hashed {
+                    if let Err(error) = self.hash_stray(shelf, path) {
                         log::warn!("a finished file cannot be hashed path={path:?} error={error}");
                     }
                     if self.stop.load(Relaxed) {
