@@ -344,9 +344,9 @@ impl Handler<PushAudio> for BufferActor {
         }
         let frames = self.params.format.frames(len(&audio));
         let verdict = self.sample_clock.on_audio(self.params.clock.elapsed_at(msg.read), frames);
-        self.before(verdict);
-        if let Some(ppm) = self.sample_clock.drift_ppm() {
-            self.params.stats.set_drift_ppm(ppm);
+        self.before(verdict, msg.arrived, msg.arrived_at);
+        if let Some(drift) = self.sample_clock.drift() {
+            self.params.stats.set_drift(drift);
         }
         self.params.stats.set_level(Level::of(&audio));
         if self.muted && self.params.mute == MuteMode::Pause {

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::totals::{Totals, count};
 use super::video_stats::{VideoSnapshot, VideoStats};
+use crate::audio::drift::Drift;
 use crate::audio::format::PcmFormat;
 use crate::audio::level::{Level, peak_dbfs};
 use crate::metrics::{Histogram, HistogramSnapshot};
@@ -40,7 +41,7 @@ pub struct TrackStats {
     /// The loudest sample since the connection opened.
     pub peak: AtomicU16,
     pub spooled_bytes: AtomicU64,
-    drift_ppm: Mutex<Option<f64>>,
+    drift: Mutex<Option<Drift>>,
     pub groups: AtomicU64,
     pub silent_groups: AtomicU64,
     pub analysis_queued_groups: AtomicU64,
@@ -149,7 +150,7 @@ impl TrackStats {
             level_mean_square: AtomicU64::default(),
             peak: AtomicU16::default(),
             spooled_bytes: AtomicU64::default(),
-            drift_ppm: Mutex::default(),
+            drift: Mutex::default(),
             groups: AtomicU64::default(),
             silent_groups: AtomicU64::default(),
             analysis_queued_groups: AtomicU64::default(),
@@ -254,13 +255,13 @@ impl TrackStats {
         self.opened.elapsed().saturating_sub(Duration::from_millis(self.last_audio_ms.load(Relaxed)))
     }
 
-    /// How much faster the sender's clock runs than ours, in millionths, once that is known.
-    pub fn drift_ppm(&self) -> Option<f64> {
-        *lock(&self.drift_ppm)
+    /// How much faster the sender's clock runs than ours, once that is known.
+    pub fn drift(&self) -> Option<Drift> {
+        *lock(&self.drift)
     }
 
-    pub fn set_drift_ppm(&self, ppm: f64) {
-        *lock(&self.drift_ppm) = Some(ppm);
+    pub fn set_drift(&self, drift: Drift) {
+        *lock(&self.drift) = Some(drift);
     }
 
     pub fn set_level(&self, level: Level) {

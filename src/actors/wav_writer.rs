@@ -347,7 +347,7 @@ impl Handler<FinishSegment> for WavWriterActor {
         };
         let seal = Seal {
             session_offset_ms: session_offset_ms(file.started_at(), self.params.session_started_at),
-            drift_ppm: self.params.stats.drift_ppm(),
+            drift_ppm: self.params.stats.drift().map(|drift| drift.ppm),
             ..Seal::default()
         };
         let bytes = frames * format.frame_bytes();

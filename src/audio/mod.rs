@@ -2,6 +2,7 @@
 //!
 //! A *sample* is one `i16`, a *frame* one sample per channel, a *group* what analysis gets at once.
 
+pub mod drift;
 pub mod format;
 pub mod level;
 pub mod mixdown;

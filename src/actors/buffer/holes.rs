@@ -12,10 +12,14 @@ use crate::recording::segment_file::Piece;
 
 impl BufferActor {
     /// What the time says of the batch that is about to be recorded.
-    pub(super) fn before(&mut self, verdict: Verdict) {
+    pub(super) fn before(&mut self, verdict: Verdict, arrived: Instant, arrived_at: DateTime<Utc>) {
         match verdict {
             Verdict::OnTime | Verdict::Lacks(_) => {}
             Verdict::MayLack => self.hole_at = self.spool.filed_bytes(),
+            Verdict::LacksAgain(frames) => {
+                self.fill(frames, arrived, arrived_at);
+                self.hole_at = self.spool.filed_bytes();
+            }
             Verdict::Silent(frames) => {
                 log::warn!(
                     "a sender has been silent for long: its next segment begins seconds={}",

@@ -311,6 +311,19 @@ async fn t1_what_a_sender_left_out_is_put_in_where_it_was_missing() {
 }
 
 #[actix_rt::test]
+async fn t1_each_of_two_pauses_is_filled_in_its_place() {
+    let mut bench = bench(1 << 20, 1 << 30);
+    assert_eq!(bench.flow(Duration::ZERO, 3).await, []);
+    assert_eq!(bench.flow(Duration::from_secs(5), 1).await, [], "too little to be sure of the first");
+    let holes = bench.flow(Duration::from_secs(8), 4).await;
+    let [(first, Piece::Missing { bytes: 384_000, behind }), (second, Piece::Missing { bytes: 384_000, behind: after })] = holes[..] else {
+        panic!("{holes:?}")
+    };
+    assert_eq!((first - behind, second - after), (3 * 192_000, 6 * 192_000));
+    assert_eq!(bench.flow(Duration::from_secs(12), 2).await, []);
+}
+
+#[actix_rt::test]
 async fn a_long_silence_is_not_filled_but_begins_another_segment() {
     let mut bench = bench(1 << 20, 1 << 30);
     bench.flow(Duration::ZERO, 3).await;
