@@ -125,6 +125,8 @@ pub struct BufferActor {
     sample_clock: SampleClock,
     /// How many bytes the spool had been given for files when something may have been missing.
     hole_at: u64,
+    /// The track has been muted from there on, and its silence is left out.
+    hole_is_muted: bool,
     /// Bytes in the spool and in flight that hold memory.
     spooled_bytes: u64,
     edge: Edge,
@@ -155,6 +157,7 @@ impl BufferActor {
         Self {
             sample_clock: SampleClock::new(params.format.sample_rate, params.longest_fill),
             hole_at: 0,
+            hole_is_muted: false,
             params,
             torn: BytesMut::new(),
             muted: false,
@@ -368,6 +371,7 @@ impl Handler<SetMuted> for BufferActor {
 
     fn handle(&mut self, SetMuted(muted): SetMuted, _: &mut Context<Self>) {
         self.muted = muted;
+        self.hole_is_muted = false;
     }
 }
 

@@ -31,6 +31,8 @@ pub struct TrackStats {
     pub recorded_bytes: AtomicU64,
     /// Frames that the sender left out and that were filled with silence.
     pub filled_frames: AtomicU64,
+    /// Frames that the sender left out while it was muted, and that were not filled since its silence is left out too.
+    pub left_out_frames: AtomicU64,
     pub lost_bytes: AtomicU64,
     pub muted: AtomicBool,
     /// The connection is over and its file is being sealed.
@@ -53,6 +55,15 @@ pub struct TrackStats {
     pub analysis_restarts: AtomicU32,
     /// Of a track of video, of which `frames` are pictures.
     pub video: Option<VideoStats>,
+}
+
+/// A place in what a connection brings, in bytes of the arriving format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// What came, and what a muted track left out: what its segments count as taken in.
+    pub taken_bytes: u64,
+    /// What had been filled in by then.
+    pub filled_bytes: u64,
 }
 
 /// The counters at one moment, as the API shows them.
@@ -142,6 +153,7 @@ impl TrackStats {
             received_bytes: AtomicU64::default(),
             recorded_bytes: AtomicU64::default(),
             filled_frames: AtomicU64::default(),
+            left_out_frames: AtomicU64::default(),
             lost_bytes: AtomicU64::default(),
             muted: AtomicBool::default(),
             draining: AtomicBool::default(),
@@ -196,9 +208,10 @@ impl TrackStats {
         *lock(&self.format_mismatch) = Some(mismatch);
     }
 
-    /// Where the audio that comes next lies in what is recorded, in bytes of the arriving format: what was filled in counts.
-    pub fn position_bytes(&self) -> u64 {
-        self.received_bytes.load(Relaxed) + self.filled_frames.load(Relaxed) * self.format().frame_bytes()
+    /// Where the audio that comes next lies.
+    pub fn position(&self) -> Position {
+        let bytes = |frames: &AtomicU64| frames.load(Relaxed) * self.format().frame_bytes();
+        Position { taken_bytes: self.received_bytes.load(Relaxed) + bytes(&self.left_out_frames), filled_bytes: bytes(&self.filled_frames) }
     }
 
     /// Audio arrived at the track.

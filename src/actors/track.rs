@@ -32,7 +32,7 @@ use self::rows::{RowLog, TrackIdentity};
 use self::video::Video;
 use super::buffer::{PushAudio, SetMuted, SettleFormat};
 use super::session_registry::{ConnectionId, TrackEnded, TrackEnding};
-use super::stats::TrackStats;
+use super::stats::{Position, TrackStats};
 use super::wav_writer::CorrectFormat;
 use crate::audio::format::PcmFormat;
 use crate::audio::mixdown::{Mix, Mixdown};
@@ -157,8 +157,8 @@ pub struct TrackActor {
     taken: Arc<AtomicU64>,
     /// Earlier segments that are not sealed yet.
     sealing: Vec<oneshot::Receiver<()>>,
-    /// Byte positions from a mute text to the next unmute text.
-    mute_spans: Vec<(u64, Option<u64>)>,
+    /// From a mute text to the next unmute text.
+    mute_spans: Vec<(Position, Option<Position>)>,
     /// Mute spans or format are newer than what the rows were told.
     facts_changed: bool,
     spent: Option<oneshot::Receiver<()>>,
@@ -226,15 +226,16 @@ impl TrackActor {
 
     fn tell_facts(&self) {
         let format = self.params.stats.format();
-        let ms = |bytes: u64| format.frame_ms(format.frames(bytes));
+        let ms = |at: Position| format.frame_ms(format.frames(at.taken_bytes + at.filled_bytes));
         let mute_spans = self.mute_spans.iter().map(|(start, end)| MuteSpan { start_ms: ms(*start), end_ms: end.map(ms) }).collect();
         self.rows.facts(TrackFacts { format_mismatch: self.params.stats.format_mismatch(), mute_spans });
     }
 
-    /// The mute spans in frames of the connection.
+    /// The mute spans in frames of the connection. Each file knows by its gaps where they lie in it: a hole may be found only after the text behind it.
     fn muted_frames(&self) -> Vec<(u64, Option<u64>)> {
         let format = self.params.stats.format();
-        self.mute_spans.iter().map(|(start, end)| (format.frames(*start), end.map(|end| format.frames(end)))).collect()
+        let frame = |at: Position| format.frames(at.taken_bytes);
+        self.mute_spans.iter().map(|(start, end)| (frame(*start), end.map(frame))).collect()
     }
 
     /// What the arriving rate says. Returns the format that groups are to be cut by from now on, if that has just been decided.
@@ -356,7 +357,7 @@ impl Handler<MuteTold> for TrackActor {
     type Result = ();
 
     fn handle(&mut self, MuteTold(muted): MuteTold, ctx: &mut Context<Self>) {
-        let position = self.params.stats.position_bytes();
+        let position = self.params.stats.position();
         let full = self.mute_spans.len() >= MAX_MUTE_SPANS;
         match (muted, self.mute_spans.last_mut()) {
             // A flood of texts costs no memory: past the bound the last span goes on to the next end.

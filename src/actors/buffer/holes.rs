@@ -15,10 +15,10 @@ impl BufferActor {
     pub(super) fn before(&mut self, verdict: Verdict, arrived: Instant, arrived_at: DateTime<Utc>) {
         match verdict {
             Verdict::OnTime | Verdict::Lacks(_) => {}
-            Verdict::MayLack => self.hole_at = self.spool.filed_bytes(),
+            Verdict::MayLack => self.mark_hole(),
             Verdict::LacksAgain(frames) => {
                 self.fill(frames, arrived, arrived_at);
-                self.hole_at = self.spool.filed_bytes();
+                self.mark_hole();
             }
             Verdict::Silent(frames) => {
                 log::warn!(
@@ -32,12 +32,18 @@ impl BufferActor {
         }
     }
 
+    fn mark_hole(&mut self) {
+        self.hole_at = self.spool.filed_bytes();
+        self.hole_is_muted = self.muted && self.params.mute == MuteMode::Pause;
+    }
+
     /// Puts silence where the sender left something out, which was found out only now.
     pub(super) fn fill(&mut self, frames: u64, arrived: Instant, arrived_at: DateTime<Utc>) {
         let bytes = frames * self.params.format.frame_bytes();
         let groups = self.params.grouper.skip(frames);
         self.hand_on(groups);
-        if self.muted && self.params.mute == MuteMode::Pause {
+        if self.hole_is_muted {
+            self.params.stats.left_out_frames.fetch_add(frames, Relaxed);
             return self.spool.push(Piece::Muted(bytes), arrived, arrived_at);
         }
         log::warn!("a sender left something out: it is filled with silence ms={}", self.params.format.frame_ms(frames));

@@ -158,8 +158,8 @@ impl TrackActor {
                     self.rows.segment_abandoned(self.segment.borrow().clone());
                     // It cannot tell what it took in: all that does not wait.
                     let waiting = self.params.stats.recorded_format().frames(self.params.stats.spooled_bytes.load(Relaxed));
-                    let received = self.params.stats.format().frames(self.params.stats.received_bytes.load(Relaxed));
-                    self.taken.store(received.saturating_sub(waiting), Relaxed);
+                    let taken = self.params.stats.format().frames(self.params.stats.position().taken_bytes);
+                    self.taken.store(taken.saturating_sub(waiting), Relaxed);
                 }
                 self.replace_failed_writer(generation, "it panicked", ctx);
             }

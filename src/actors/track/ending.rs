@@ -100,7 +100,7 @@ impl TrackActor {
             log::error!("a segment was not sealed in time connection={}", self.params.connection);
         }
         if let Some((_, end @ None)) = self.mute_spans.last_mut() {
-            *end = Some(self.params.stats.position_bytes());
+            *end = Some(self.params.stats.position());
         }
         self.tell_facts();
         self.rows.end();
