@@ -4,6 +4,7 @@ mod by_hand;
 mod finishing;
 mod repairing;
 mod strace;
+mod timeline;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
