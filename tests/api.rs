@@ -180,7 +180,7 @@ async fn a_live_track_shows_what_it_does() {
         "connection": 1, "meetingId": "RM_1", "roomName": "room", "participant": "ana", "trackSid": "TR_1",
         "kind": "audio", "codec": null, "video": null,
         "sampleRate": 48_000, "channels": 2, "recordedChannels": 2, "formatMismatch": null, "bytes": 96_000, "frames": 24_000, "seconds": 0.5, "recordedBytes": 96_000, "filledFrames": 0,
-        "muted": true, "queues": {"spooledBytes": 0, "analysisGroups": 0}, "drops": {"recordingBytes": 0, "analysisGroups": 0},
+        "driftPpm": null, "muted": true, "queues": {"spooledBytes": 0, "analysisGroups": 0}, "drops": {"recordingBytes": 0, "analysisGroups": 0},
         "restarts": {"wavWriter": 0, "analysis": 0}, "groups": 0, "silentGroups": 0, "analysedGroups": 0, "analysisConnections": 0,
         "measurements": 0, "unknownTexts": 1,
     });

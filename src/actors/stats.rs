@@ -89,6 +89,8 @@ pub struct TrackSnapshot {
     pub recorded_bytes: u64,
     /// What the sender left out, filled with silence.
     pub filled_frames: u64,
+    /// How much faster the sender's clock runs than ours, in millionths; absent until that can be told.
+    pub drift_ppm: Option<f64>,
     pub muted: bool,
     /// Nothing came for `ingest.stall_after`.
     pub stalled: bool,
@@ -304,6 +306,7 @@ impl TrackStats {
             seconds: played.as_secs_f64(),
             recorded_bytes: self.recorded_bytes.load(Relaxed),
             filled_frames: self.filled_frames.load(Relaxed),
+            drift_ppm: self.drift().map(|drift| drift.ppm),
             muted: self.muted.load(Relaxed),
             stalled: idle > stall_after,
             idle_ms: millis(idle),

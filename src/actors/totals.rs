@@ -20,6 +20,8 @@ pub struct Totals {
     pub writer_restarts: Counter,
     /// Tracks whose segments failed too often.
     pub given_up: Counter,
+    /// Tracks whose sender's clock is out of order.
+    pub drifting: Counter,
     /// How long a socket's reader was held up by its own track.
     pub read_stalls: Arc<ReadStalls>,
     last_loss: Mutex<Option<Instant>>,
@@ -44,6 +46,7 @@ impl Totals {
                 .counter("lost_bytes", "Bytes of audio and video that found no room in the spool; the length of audio is kept as a hole"),
             writer_restarts: metrics.counter("writer_restarts", "Segments that failed and were followed by another"),
             given_up: metrics.counter("tracks_given_up", "Tracks that were ended because their segments failed again and again"),
+            drifting: metrics.counter("tracks_drifting", "Tracks whose sender's clock was found more than 200 ppm off this server's"),
             read_stalls,
             last_loss: Mutex::default(),
         }

@@ -159,6 +159,8 @@ pub struct TrackActor {
     sealing: Vec<oneshot::Receiver<()>>,
     /// From a mute text to the next unmute text.
     mute_spans: Vec<(Position, Option<Position>)>,
+    /// It has been said that the sender's clock drifts.
+    drift_is_told: bool,
     /// Mute spans or format are newer than what the rows were told.
     facts_changed: bool,
     spent: Option<oneshot::Receiver<()>>,
@@ -192,6 +194,7 @@ impl TrackActor {
             taken: Arc::default(),
             sealing: Vec::new(),
             mute_spans: Vec::new(),
+            drift_is_told: false,
             facts_changed: false,
             spent: Some(spent),
             lifeline: watch::Sender::new(()),
@@ -236,6 +239,15 @@ impl TrackActor {
         let format = self.params.stats.format();
         let frame = |at: Position| format.frames(at.taken_bytes);
         self.mute_spans.iter().map(|(start, end)| (frame(*start), end.map(frame))).collect()
+    }
+
+    /// Says once that the sender's clock is out of order. What it sends is recorded as it comes.
+    fn look_at_drift(&mut self) {
+        if let Some(drift) = self.params.stats.drift().filter(|drift| drift.is_alarming && !self.drift_is_told) {
+            self.drift_is_told = true;
+            self.params.stats.totals().drifting.inc();
+            log::warn!("the clock of a sender drifts away connection={} ppm={:.0}", self.params.connection, drift.ppm);
+        }
     }
 
     /// What the arriving rate says. Returns the format that groups are to be cut by from now on, if that has just been decided.
@@ -287,6 +299,7 @@ impl Actor for TrackActor {
                 track.facts_changed = false;
                 track.tell_facts();
             }
+            track.look_at_drift();
             if track.params.stats.idle() > track.params.resources.ingest.idle_timeout {
                 track.on(TrackEvent::End(EndReason::Idle), ctx);
             }

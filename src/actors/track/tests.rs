@@ -419,3 +419,27 @@ async fn i8_a_track_whose_video_writers_keep_dying_is_given_up() {
     let (_, segments) = stage.rows("TR_1", |segments| segments.len() == 6 && segments.iter().all(|s| s.end_reason.is_some())).await;
     assert_eq!(stage.video(&segments), track.sent, "everything until its end is kept");
 }
+
+#[actix_rt::test]
+async fn t1_a_sender_whose_clock_drifts_is_told_of_in_the_metrics_the_sidecar_and_the_row() {
+    let stage = Stage::set().await;
+    let format = PcmFormat { sample_rate: 8_000, channels: 1 };
+    let track = stage.launch("TR_1", TrackStats::new(format, Arc::default()), None).await;
+    let (start, batch) = (Instant::now(), Bytes::from(vec![0; 8_000]));
+    // Eleven minutes of a clock that is slow by 500 ppm, half a second at a time.
+    for count in 1..=1_320 {
+        let read = start + Duration::from_millis(500).mul_f64(1.0005) * count;
+        let message = AudioArrived { audio: batch.clone(), arrived: read, read, arrived_at: Utc::now() };
+        track.addr.send(message).await.expect("the track lives");
+    }
+    track.until("it is told", |stats| stats.totals().drifting.get() == 1).await;
+    track.finish().await;
+    let (recording, segments) = stage.rows("TR_1", |segments| segments[0].end_reason.is_some()).await;
+    let sidecar = std::fs::read(stage.dir.path().join("audio").join(format!("{}.json", segments[0].path))).expect("a sidecar");
+    let sidecar: serde_json::Value = serde_json::from_slice(&sidecar).expect("JSON");
+    let told = sidecar["driftPpm"].as_f64().expect("a number");
+    assert!((-520.0..-480.0).contains(&told), "{told}");
+    let seals = stage.resources.store.seals_of(vec![recording.id]).await.expect("rows");
+    assert_eq!(seals[&segments[0].id].drift_ppm, Some(told));
+    assert_eq!(track.stats.totals().drifting.get(), 1, "once");
+}
