@@ -9,13 +9,12 @@ mod ending;
 pub mod phase;
 mod resources;
 pub mod rows;
+pub mod segment_end;
 #[cfg(test)]
 mod tests;
 pub mod video;
 mod video_queue;
 
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -40,7 +39,7 @@ use crate::audio::rate_judge::{RateJudge, Verdict as RateVerdict};
 use crate::clock::Clock;
 use crate::db::rows::{EndReason, MuteSpan, TrackFacts};
 use crate::fail_point;
-use crate::ids::{SegmentId, TicketId};
+use crate::ids::TicketId;
 use crate::video::codec::VideoCodec;
 
 /// 6 s of batches.
@@ -151,8 +150,6 @@ pub struct TrackActor {
     video: Option<Video>,
     socket: Option<AttachSocket>,
     finishing: Vec<oneshot::Sender<()>>,
-    /// The segment of the writer that is at work.
-    segment: Rc<RefCell<SegmentId>>,
     /// Frames of the connection that its finished segments took in.
     taken: Arc<AtomicU64>,
     /// Earlier segments that are not sealed yet.
@@ -190,7 +187,6 @@ impl TrackActor {
             video: None,
             socket: None,
             finishing: Vec::new(),
-            segment: Rc::new(RefCell::new(SegmentId::fresh())),
             taken: Arc::default(),
             sealing: Vec::new(),
             mute_spans: Vec::new(),

@@ -10,8 +10,8 @@ use actix_rt::task::spawn_blocking;
 use chrono::{DateTime, Utc};
 
 use super::stats::WriteLag;
-use super::track::rows::RowLog;
-use super::wav_writer::{RecordingError, end_row};
+use super::track::segment_end::SegmentRow;
+use super::wav_writer::{Counts, RecordingError, end_row};
 use crate::audio::format::PcmFormat;
 use crate::clock::Clock;
 use crate::db::rows::seals::Seal;
@@ -60,7 +60,7 @@ pub struct VideoWriterParams {
     pub name: SegmentName,
     /// Of the session that the recording belongs to.
     pub session_started_at: Option<DateTime<Utc>>,
-    pub rows: RowLog,
+    pub rows: SegmentRow,
     pub lag: Arc<WriteLag>,
     pub clock: Clock,
     pub syncer: Syncer,
@@ -218,7 +218,7 @@ impl Handler<FinishVideo> for VideoWriterActor {
         });
         AtomicResponse::new(Box::pin(sealed.into_actor(self).map(move |sealed, this, ctx| {
             ctx.stop();
-            end_row(&this.params.rows, closed, sealed)
+            end_row(&mut this.params.rows, closed, sealed)
         })))
     }
 }

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use actix::prelude::*;
@@ -13,7 +12,7 @@ use actix_rt::task::{JoinError, spawn_blocking};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::stats::{TrackStats, WriteLag};
-use super::track::rows::RowLog;
+use super::track::segment_end::{SegmentRow, Taken};
 use crate::audio::format::PcmFormat;
 use crate::clock::Clock;
 use crate::db::rows::seals::Seal;
@@ -82,7 +81,7 @@ impl RecordingError {
 
 /// Ends the row of a segment as its file ended. A seal that fails leaves a file that can be read as far as it declares; its row says that it failed, and
 /// that nobody knows what reached the disk.
-pub(super) fn end_row<T>(rows: &RowLog, mut closed: ClosedSegment, sealed: Result<io::Result<T>, JoinError>) -> Result<Option<T>, RecordingError> {
+pub(super) fn end_row<T>(rows: &mut SegmentRow, mut closed: ClosedSegment, sealed: Result<io::Result<T>, JoinError>) -> Result<Option<T>, RecordingError> {
     let outcome = sealed.map_err(|_| RecordingError::WriterLost).and_then(|sealed| sealed.map_err(RecordingError::of));
     if let Err(error) = &outcome {
         log::error!("a segment could not be sealed segment_id={} error={error}", closed.id);
@@ -133,10 +132,9 @@ pub struct WavWriterParams {
     pub format: PcmFormat,
     /// Of the session that the recording belongs to.
     pub session_started_at: Option<DateTime<Utc>>,
-    pub rows: RowLog,
+    pub rows: SegmentRow,
     pub stats: Arc<TrackStats>,
-    /// Frames of the connection that its finished segments took in.
-    pub taken: Arc<AtomicU64>,
+    pub taken: Taken,
     pub lag: Arc<WriteLag>,
     pub clock: Clock,
     pub syncer: Syncer,
@@ -150,7 +148,7 @@ pub struct WavWriterActor {
 }
 
 /// What came of an append.
-enum Counts {
+pub(super) enum Counts {
     /// It made the file.
     First,
     More,
@@ -232,6 +230,7 @@ impl Handler<AppendAudio> for WavWriterActor {
                 // A muted track that has not made a sound: remember the gap, make no file.
                 self.state = State::Empty;
                 self.note_gaps(&msg.pieces, 0);
+                self.params.taken.note(frames_taken(0, &self.gaps));
                 return AtomicResponse::new(Box::pin(async { Ok(Appended { segment_bytes: 0 }) }.into_actor(self)));
             }
             State::Empty => None,
@@ -287,6 +286,7 @@ impl Handler<AppendAudio> for WavWriterActor {
             }
             let appended: u64 = msg.pieces.iter().map(Piece::file_bytes).sum();
             this.note_gaps(&msg.pieces, bytes - appended);
+            this.params.taken.note(frames_taken(this.params.format.frames(bytes), &this.gaps));
             this.params.lag.observe(msg.arrived.elapsed());
             Ok(Appended { segment_bytes: bytes })
         })))
@@ -330,13 +330,15 @@ impl Handler<FinishSegment> for WavWriterActor {
     fn handle(&mut self, msg: FinishSegment, ctx: &mut Context<Self>) -> Self::Result {
         let gaps = std::mem::take(&mut self.gaps);
         let State::Open(file) = std::mem::replace(&mut self.state, State::Finished) else {
-            self.params.taken.fetch_add(frames_taken(0, &gaps), Relaxed);
+            // Nothing was ever written, or the file went with a write that panicked.
+            self.params.taken.add();
             ctx.stop();
             return AtomicResponse::new(Box::pin(async { Ok(None) }.into_actor(self)));
         };
         let (format, syncer) = (file.format(), self.params.syncer.clone());
         let frames = format.frames(file.data_bytes());
-        let first = self.params.taken.fetch_add(frames_taken(frames, &gaps), Relaxed);
+        self.params.taken.note(frames_taken(frames, &gaps));
+        let first = self.params.taken.add();
         let name = file.relative_path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let origin = Origin {
             name: self.params.name.clone(),
@@ -363,7 +365,7 @@ impl Handler<FinishSegment> for WavWriterActor {
         });
         AtomicResponse::new(Box::pin(sealed.into_actor(self).map(move |sealed, this, ctx| {
             ctx.stop();
-            end_row(&this.params.rows, closed, sealed)
+            end_row(&mut this.params.rows, closed, sealed)
         })))
     }
 }

@@ -1,7 +1,9 @@
 //! I8: a panic stays where it is.
 
 use super::{all_final, continued, cut_short, failing, twenty_speak};
+use crate::support::egress_peer::{EgressPeer, counter_pcm};
 use crate::support::fake_hume::{FakeHume, FakeHumeOptions};
+use crate::support::test_app::read_wav;
 
 /// Panics once, in one of twenty tracks, a second after they have begun. How many are cut short by it, and how many go on in another segment?
 async fn a_panic_at(point: &str, after: u32, short: usize, further: usize) {
@@ -40,6 +42,41 @@ async fn i8_a_writer_that_panics_is_followed_by_the_next_segment_without_a_loss(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i8_a_write_that_panics_is_followed_by_the_next_segment_without_a_loss() {
     a_panic_at("writer-append", 150, 0, 1).await;
+}
+
+/// In its turn, and in the write.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_the_segment_of_a_writer_that_panics_is_final_while_its_track_speaks_on() {
+    for point in ["writer-turn", "writer-append"] {
+        let app = failing(&format!("{point}=2*off->1*panic->off")).start().await;
+        let mut peer = EgressPeer::connect(app.addr, "/egress-audio?roomName=room&participant=ana&trackId=TR_1").await.unwrap();
+        let pcm = counter_pcm(48_000, 1);
+        for (number, part) in pcm.chunks(19_200).enumerate() {
+            if number == 7 {
+                peer.mute(true).await.unwrap();
+            }
+            peer.send_pcm(part).await.unwrap();
+            let sent = peer.sent().audio_bytes as u64;
+            let written = async || (app.live("ana").await?["recordedBytes"].as_u64()? == sent).then_some(());
+            app.eventually("it is written", written).await;
+        }
+        let ended = async || app.items("/api/v1/recordings").await[0]["segments"][0]["endedAt"].as_str().map(drop);
+        app.eventually("the first segment's row is final", ended).await;
+        assert!(app.live("ana").await.is_some_and(|live| live["restarts"]["wavWriter"] == 1), "its track goes on: {}", app.log());
+        peer.close_and_wait().await;
+        let segments = app.items("/api/v1/recordings").await[0]["segments"].clone();
+        let (mut kept, mut muted) = (Vec::new(), Vec::new());
+        for segment in segments.as_array().unwrap() {
+            let path = app.audio_dir().join(segment["path"].as_str().unwrap());
+            let sidecar: serde_json::Value = serde_json::from_slice(&std::fs::read(format!("{}.json", path.display())).unwrap()).unwrap();
+            let spans = sidecar["muteSpans"].as_array().unwrap().iter();
+            muted.extend(spans.map(|span| (kept.len() as u64 / 4 + span["startFrame"].as_u64().unwrap(), span["frames"].as_u64().unwrap())));
+            kept.extend(read_wav(&path).1);
+        }
+        assert_eq!(segments.as_array().unwrap().iter().map(|segment| &segment["endReason"]).collect::<Vec<_>>(), ["failed", "closed"], "{point}");
+        assert!(kept == pcm, "{point}: {} of {} bytes", kept.len(), pcm.len());
+        assert_eq!(muted, [(33_600, 14_400)], "{point}: on the connection's time");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,5 @@
 //! A track's children: how they are made, and what happens when one dies.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use tokio::task::{JoinError, JoinHandle};
 
 use super::phase::TrackEvent;
 use super::rows::TrackIdentity;
+use super::segment_end::{SegmentRow, Taken};
 use super::{SegmentFull, Service, TrackActor, WriterFailed};
 use crate::actors::buffer::{BufferActor, BufferParams, MAX_SEGMENT_BYTES, Taker, UseTaker, UseWriter};
 use crate::actors::child::{Child, RestartPolicy, Verdict, jitter};
@@ -60,20 +60,18 @@ impl TrackActor {
         let log = resources.pipeline_log.of_track(meeting.as_str(), participant.as_ref().map(Identity::as_str), track.as_ref().map(TrackSid::as_str));
         let name = self.segment_name();
         let (rows, stats, shared) = (self.rows.clone(), Arc::clone(&self.params.stats), Arc::clone(&resources));
-        let (segment, taken, session_started_at) = (Rc::clone(&self.segment), Arc::clone(&self.taken), *session_started_at);
+        let (taken, session_started_at) = (Arc::clone(&self.taken), *session_started_at);
         let clock = self.params.clock;
         let (writer, writer_runs) = Child::start(WRITER_RESTARTS, move || {
-            let id = SegmentId::fresh();
-            segment.replace(id.clone());
             WavWriterActor::new(WavWriterParams {
-                id,
+                id: SegmentId::fresh(),
                 root: shared.root.clone(),
                 name: name.clone(),
                 format: stats.recorded_format(),
                 session_started_at,
-                rows: rows.clone(),
+                rows: SegmentRow::new(rows.clone()),
                 stats: Arc::clone(&stats),
-                taken: Arc::clone(&taken),
+                taken: Taken::new(Arc::clone(&taken)),
                 lag: Arc::clone(&shared.lag),
                 clock,
                 syncer: shared.syncer.clone(),
@@ -153,16 +151,7 @@ impl TrackActor {
         log::error!("a child of a track panicked connection={} child={kind:?} generation={generation} error={error}", self.params.connection);
         match kind {
             ChildKind::Buffer => self.on(TrackEvent::End(EndReason::Failed), ctx),
-            ChildKind::Writer => {
-                if self.children.as_ref().is_some_and(|children| children.writer.generation() == generation) {
-                    self.rows.segment_abandoned(self.segment.borrow().clone());
-                    // It cannot tell what it took in: all that does not wait.
-                    let waiting = self.params.stats.recorded_format().frames(self.params.stats.spooled_bytes.load(Relaxed));
-                    let taken = self.params.stats.format().frames(self.params.stats.position().taken_bytes);
-                    self.taken.store(taken.saturating_sub(waiting), Relaxed);
-                }
-                self.replace_failed_writer(generation, "it panicked", ctx);
-            }
+            ChildKind::Writer => self.replace_failed_writer(generation, "it panicked", ctx),
             ChildKind::Analysis => self.restart_analysis(generation, ctx),
             ChildKind::VideoWriter => self.video_writer_panicked(generation, ctx),
         }
@@ -209,7 +198,7 @@ impl TrackActor {
         let finished = actix_rt::spawn(async move { old.send(finish).await });
         ctx.spawn(finished.into_actor(self).map(move |finished, track, _| {
             if let Ok(Err(error)) = finished {
-                // A dead writer cannot finish: the rows' task measures the file itself.
+                // A dead writer cannot finish: its row ends by what the file says.
                 log::warn!("a segment was not finished by its writer connection={} error={error}", track.params.connection);
             }
             done.send(()).ok();

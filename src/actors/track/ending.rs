@@ -83,7 +83,7 @@ impl TrackActor {
                     if let Some(writer) = writer
                         && let Err(error) = writer.send(finish).await
                     {
-                        // It is dead and has sealed nothing: the rows' task measures the file.
+                        // It is dead and has sealed nothing: its row ends by what the file says.
                         log::warn!("a segment was not finished by its writer error={error}");
                     }
                 };

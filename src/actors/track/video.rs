@@ -2,7 +2,6 @@
 //!
 //! Full: a picture that `VideoQueue` has no room for is dropped whole, counted, and a gap is recorded.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use tokio::sync::oneshot;
 use super::children::{ChildKind, WRITER_RESTARTS};
 use super::ending::DRAIN_DEADLINE;
 use super::phase::{Phase, TrackEvent};
+use super::segment_end::SegmentRow;
 use super::video_queue::{Batch, MAX_APPEND_BYTES, VideoQueue};
 use super::{TrackActor, TrackParams};
 use crate::actors::buffer::NOT_NOW_RETRY;
@@ -76,17 +76,15 @@ impl Video {
 impl TrackActor {
     pub(super) fn start_video(&mut self, codec: VideoCodec, ctx: &mut Context<Self>) {
         let name = self.segment_name();
-        let (rows, shared, segment) = (self.rows.clone(), Arc::clone(&self.params.resources), Rc::clone(&self.segment));
+        let (rows, shared) = (self.rows.clone(), Arc::clone(&self.params.resources));
         let (session_started_at, clock) = (self.params.identity.session_started_at, self.params.clock);
         let (writer, runs) = Child::start(WRITER_RESTARTS, move || {
-            let id = SegmentId::fresh();
-            segment.replace(id.clone());
             VideoWriterActor::new(VideoWriterParams {
-                id,
+                id: SegmentId::fresh(),
                 root: shared.video_root.clone(),
                 name: name.clone(),
                 session_started_at,
-                rows: rows.clone(),
+                rows: SegmentRow::new(rows.clone()),
                 lag: Arc::clone(&shared.lag),
                 clock,
                 syncer: shared.syncer.clone(),
@@ -217,13 +215,8 @@ impl TrackActor {
                 return self.append_video(append, ctx);
             }
             Ok(Err(error)) => error.to_string(),
-            Err(error) => {
-                // It died; whichever is heard of first, this or its end.
-                if video.writer.generation() == generation {
-                    self.rows.segment_abandoned(self.segment.borrow().clone());
-                }
-                error.to_string()
-            }
+            // It died; whichever is heard of first, this or its end.
+            Err(error) => error.to_string(),
         };
         if self.replace_failed_video_writer(generation, &error, ctx) {
             // What the last writer could not take begins the next file.
@@ -235,13 +228,10 @@ impl TrackActor {
     }
 
     pub(super) fn video_writer_panicked(&mut self, generation: u32, ctx: &mut Context<Self>) {
-        if self.video.as_ref().is_some_and(|video| video.writer.generation() == generation) {
-            self.rows.segment_abandoned(self.segment.borrow().clone());
-            let in_flight = self.video.as_ref().is_some_and(|video| matches!(video.edge, Edge::Busy));
-            // The append that it died of fails too, and finds the next writer there or asks for it.
-            if !in_flight {
-                self.replace_failed_video_writer(generation, "it panicked", ctx);
-            }
+        let in_flight = self.video.as_ref().is_some_and(|video| matches!(video.edge, Edge::Busy));
+        // The append that it died of fails too, and finds the next writer there or asks for it.
+        if !in_flight {
+            self.replace_failed_video_writer(generation, "it panicked", ctx);
         }
     }
 
