@@ -224,6 +224,10 @@ impl SegmentFile {
     ///
     /// Contract: only the first piece of an append moves anything, and an append moves once.
     fn move_back(&mut self, end: u64, behind: u64, bytes: u64) -> io::Result<()> {
+        if behind == 0 {
+            // A hole at the end is made by extending the file.
+            return Ok(());
+        }
         let start = end - behind;
         let mut moved = vec![0; usize::try_from(behind).unwrap_or(usize::MAX)];
         self.file.read_exact_at(&mut moved, start)?;
@@ -398,6 +402,19 @@ mod tests {
         assert_eq!(metadata.len(), 44 + sound.len() as u64);
         let allocated = metadata.blocks() * 512;
         assert!(allocated <= 40_000 + 4 * 4_096, "{allocated} bytes allocated for 40 kB of sound");
+    }
+
+    #[test]
+    fn d1_a_hole_at_the_end_is_in_the_file_before_it_is_declared() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut segment = create(dir.path(), &[Piece::Missing { bytes: 4_000, behind: 400 }]);
+        let path = segment.relative_path().to_owned();
+        for pieces in [vec![Piece::Missing { bytes: 4_000, behind: 0 }], vec![audio(vec![0; 400])]] {
+            segment.append(&pieces).expect("an append");
+            let length = std::fs::metadata(dir.path().join(&path)).expect("a file").len();
+            assert_eq!(length, 44 + segment.data_bytes());
+        }
+        assert_eq!(read(dir.path(), &path), vec![0; 8_400]);
     }
 
     #[test]
