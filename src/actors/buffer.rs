@@ -11,7 +11,7 @@ mod holes;
 mod in_flight;
 mod spool;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -259,7 +259,7 @@ impl BufferActor {
             let full = SegmentFull { generation: self.params.writer.generation, reason };
             return self.tell(&self.params.segment_full.clone(), full, ctx);
         }
-        if let Some(batch) = self.spool.next_batch() {
+        if let Some(batch) = self.spool.next_batch(self.params.format) {
             self.append(batch, ctx);
         }
     }

@@ -176,6 +176,12 @@ impl WavWriterActor {
             gap.start_frame += frames;
         }
         let index = self.gaps.partition_point(|gap| gap.start_frame < start_frame);
+        // The next part of a hole that is longer than an append, some of which an earlier segment may have.
+        let before = index.checked_sub(1).and_then(|before| self.gaps.get_mut(before));
+        if let Some(before) = before.filter(|gap| gap.reason == GapReason::Missing && gap.start_frame + gap.frames >= start_frame) {
+            before.frames += frames;
+            return;
+        }
         self.gaps.insert(index, Gap { start_frame, frames, reason: GapReason::Missing });
     }
 

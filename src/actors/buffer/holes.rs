@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::BufferActor;
 use crate::audio::sample_clock::Verdict;
@@ -49,6 +49,8 @@ impl BufferActor {
         log::warn!("a sender left something out: it is filled with silence ms={}", self.params.format.frame_ms(frames));
         self.params.stats.filled_frames.fetch_add(frames, Relaxed);
         let behind = self.spool.filed_bytes() - self.hole_at;
-        self.spool.push(Piece::Missing { bytes, behind }, arrived, arrived_at);
+        // A segment that begins with it began so much earlier.
+        let began = arrived_at - TimeDelta::from_std(self.params.format.duration_of_frames(frames)).unwrap_or_default();
+        self.spool.push(Piece::Missing { bytes, behind }, arrived, began);
     }
 }

@@ -20,6 +20,20 @@ impl Handler<crate::actors::wav_writer::Panic> for BufferActor {
     }
 }
 
+/// Waits for the file as if it had come.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Queue(pub Piece);
+
+impl Handler<Queue> for BufferActor {
+    type Result = ();
+
+    fn handle(&mut self, Queue(piece): Queue, ctx: &mut Context<Self>) {
+        self.spool.push(piece, Instant::now(), Utc::now());
+        self.append_next(ctx);
+    }
+}
+
 /// A writer that answers when the test says so.
 struct ProbeWriter(tokio::sync::mpsc::UnboundedSender<Question>);
 
