@@ -250,6 +250,7 @@ impl TrackActor {
             }
             Verdict::GiveUp => {
                 log::error!("a track's segments fail again and again, it is given up connection={} error={error}", self.params.connection);
+                self.params.stats.totals().given_up.inc();
                 video.edge = Edge::Closed;
                 self.on(TrackEvent::End(EndReason::Failed), ctx);
                 false
@@ -266,10 +267,11 @@ impl TrackActor {
         Self::watch(ChildKind::VideoWriter, video.writer.generation(), runs, ctx);
         let (done, sealed) = oneshot::channel();
         self.sealing.push(sealed);
-        let finished = async move { old.send(FinishVideo { reason }).await };
+        // Beside the track: a writer that hangs may seal its file when the track has ended.
+        let finished = actix_rt::spawn(async move { old.send(FinishVideo { reason }).await });
         ctx.spawn(finished.into_actor(self).map(move |finished, track, _| {
-            if let Err(error) = finished {
-                // A dead writer cannot finish: the rows' task measures the file itself.
+            if let Ok(Err(error)) = finished {
+                // A dead writer cannot finish: its row ends by what the file says.
                 log::warn!("a segment was not finished by its writer connection={} error={error}", track.params.connection);
             }
             done.send(()).ok();
