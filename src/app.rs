@@ -26,6 +26,7 @@ use crate::actors::reconciler::{Reconciler, ReconcilerParams};
 use crate::actors::session_registry::{AttachAutopilot, EventsReplayed, SessionRegistry, StopTracks};
 use crate::actors::stats::WriteLag;
 use crate::actors::totals::Totals;
+use crate::actors::track::video_queue::video_budget;
 use crate::actors::track::{Service, TrackResources};
 use crate::analysis::connection::AnalysisService;
 use crate::analysis::gate::CredentialGate;
@@ -156,6 +157,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         pipeline_log: pipeline_log.clone(),
         lag,
         totals: Arc::clone(&totals),
+        video_budget: Arc::new(video_budget(Arc::clone(&budget))),
         budget,
         syncer: syncer.clone(),
         pulse: DiskPulse::of(root.clone()),

@@ -13,7 +13,7 @@ pub mod segment_end;
 #[cfg(test)]
 mod tests;
 pub mod video;
-mod video_queue;
+pub mod video_queue;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

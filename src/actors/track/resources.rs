@@ -32,6 +32,8 @@ pub struct TrackResources {
     pub lag: Arc<WriteLag>,
     pub totals: Arc<Totals>,
     pub budget: Arc<SpoolBudget>,
+    /// What of it tracks of video may take.
+    pub video_budget: Arc<SpoolBudget>,
     pub syncer: Syncer,
     /// Whether the disk of audio answers.
     pub pulse: DiskPulse,

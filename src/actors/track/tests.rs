@@ -155,6 +155,7 @@ impl Stage {
             pipeline_log: PipelineLog::start(Root::open(dir.path()).expect("a root")).expect("a thread"),
             lag: Arc::default(),
             budget: Arc::new(SpoolBudget::new(1 << 26)),
+            video_budget: Arc::new(SpoolBudget::new(1 << 26)),
             syncer: Syncer::start().expect("threads"),
             watchdog: Watchdog::default(),
             pulse: DiskPulse::of(Root::open(&dir.path().join("audio")).expect("a root")),

@@ -95,7 +95,7 @@ impl TrackActor {
         self.video = Some(Video {
             writer,
             stream: VideoStream::new(codec),
-            queue: VideoQueue::new(Arc::clone(&resources.budget), resources.recording.spool_per_track, resources.recording.segment_duration),
+            queue: VideoQueue::new(Arc::clone(&resources.video_budget), resources.recording.spool_per_track, resources.recording.segment_duration),
             edge: Edge::Ready,
             collecting: false,
             waiting: false,

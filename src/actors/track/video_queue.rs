@@ -14,8 +14,16 @@ pub const MAX_APPEND_BYTES: u64 = 1 << 20;
 const MAX_SEGMENT_BYTES: u64 = (1 << 31) - (8 << 20);
 /// What a picture takes besides its bytes, in memory and in the file.
 const PICTURE_BYTES: u64 = 160;
-/// How much of the memory of all tracks one track of video may take: audio has room beside it.
-const BUDGET_SHARE: u64 = 4;
+/// How much of the memory of all tracks those of video may take together: audio has room beside them.
+const VIDEO_SHARE: u64 = 2;
+/// How much of that one of them may take.
+const TRACK_SHARE: u64 = 2;
+
+/// What tracks of video may take of the memory of all tracks.
+pub fn video_budget(all: Arc<SpoolBudget>) -> SpoolBudget {
+    let bytes = all.total_bytes() / VIDEO_SHARE;
+    SpoolBudget::part_of(all, bytes)
+}
 
 /// What waits, and what of it is in flight.
 pub struct VideoQueue {
@@ -55,7 +63,7 @@ impl VideoQueue {
         let bytes = memory_bytes(&picture);
         let oldest = self.pieces.iter().find_map(VideoPiece::picture).map(|oldest| oldest.arrival.at);
         let in_time = oldest.is_none_or(|oldest| picture.arrival.at.saturating_duration_since(oldest) <= self.spool);
-        if in_time && self.taken_bytes + bytes <= self.budget.total_bytes() / BUDGET_SHARE && self.budget.take(bytes) {
+        if in_time && self.taken_bytes + bytes <= self.budget.total_bytes() / TRACK_SHARE && self.budget.take(bytes) {
             self.taken_bytes += bytes;
             self.pieces.push_back(VideoPiece::Picture(picture));
             return true;
@@ -136,7 +144,7 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     fn queue(total_bytes: u64) -> VideoQueue {
-        VideoQueue::new(Arc::new(SpoolBudget::new(total_bytes)), Duration::from_secs(30), Duration::from_secs(10))
+        VideoQueue::new(Arc::new(video_budget(Arc::new(SpoolBudget::new(total_bytes)))), Duration::from_secs(30), Duration::from_secs(10))
     }
 
     fn at(start: Instant, second: u64, bytes: usize, can_start: bool) -> Picture {
@@ -166,6 +174,18 @@ mod tests {
         let budget = Arc::clone(&queue.budget);
         drop(queue);
         assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[test]
+    fn tracks_of_video_leave_audio_its_half() {
+        let all = Arc::new(SpoolBudget::new(4 * 1_000));
+        let (budget, start) = (Arc::new(video_budget(Arc::clone(&all))), Instant::now());
+        let queues = [(); 4].map(|()| VideoQueue::new(Arc::clone(&budget), Duration::from_secs(30), Duration::from_secs(10)));
+        let taken = queues.map(|mut queue| (queue.push(at(start, 0, 840, true)), queue));
+        assert_eq!(taken.each_ref().map(|(taken, _)| *taken), [true, true, false, false]);
+        assert_eq!(all.used_bytes(), 2_000);
+        drop(taken);
+        assert_eq!(all.used_bytes(), 0);
     }
 
     #[test]
