@@ -43,7 +43,7 @@ use crate::recording::pulse::DiskPulse;
 use crate::recording::segment_file::Piece;
 use crate::recording::wav_header::MAX_DATA_BYTES;
 
-/// One message for each batch of the socket, which comes every 100 ms.
+/// One message for each batch of the socket, which comes every 150 ms, and what TrackActor says besides.
 const MAILBOX_CAPACITY: usize = 64;
 /// The most of a segment: one append below what a WAV file may hold.
 pub const MAX_SEGMENT_BYTES: u64 = MAX_DATA_BYTES - 2 * MAX_APPEND_BYTES;

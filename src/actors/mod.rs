@@ -16,7 +16,7 @@
 //! | SessionRegistry | 1,024 | LiveKit keeps at most 200 events a room; a burst of 500 tracks opens at once |
 //! | Reconciler | 16 | wishes to compare, which are one wish |
 //! | EgressStarter | 1,024 | 200 tracks published at once, each with a word about its row and its socket |
-//! | TrackActor | 64 | one batch per 100 ms: 6 s of audio |
+//! | TrackActor | 64 | one batch per 150 ms: 9 s of audio |
 //! | BufferActor | 64 | fed by TrackActor alone, one message for each of its own |
 //! | WavWriterActor | 16 | one append in flight, and FinishSegment |
 //! | VideoWriterActor | 16 | the same |

@@ -42,7 +42,7 @@ use crate::fail_point;
 use crate::ids::TicketId;
 use crate::video::codec::VideoCodec;
 
-/// 6 s of batches.
+/// 9 s of batches.
 const MAILBOX_CAPACITY: usize = 64;
 /// Mute spans that are kept of one connection: an hour of one every few seconds.
 const MAX_MUTE_SPANS: usize = 1_000;

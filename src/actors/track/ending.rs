@@ -16,7 +16,7 @@ use crate::actors::wav_writer::FinishSegment;
 use crate::audio::mixdown::Mixdown;
 use crate::db::rows::EndReason;
 
-/// How long a socket may take to hand over its last 100 ms.
+/// How long a socket may take to hand over its last 150 ms.
 const TAIL_DEADLINE: Duration = Duration::from_millis(250);
 /// How long the buffer may take to empty itself, and a segment to be sealed, when the track ends: both within a shutdown's 10 s.
 pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(4);
