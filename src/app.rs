@@ -148,6 +148,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let tracks = Arc::new(TrackResources {
         audio_dir: config.storage.audio_dir.clone(),
         root: root.clone(),
+        video_pulse: DiskPulse::of(video_root.clone()),
         video_root,
         ingest: config.ingest.clone(),
         recording: config.recording.clone(),

@@ -4,6 +4,7 @@
 
 mod hangs;
 mod panics;
+mod video;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

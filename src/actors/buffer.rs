@@ -5,10 +5,10 @@
 //! Full: its mailbox is fed by one actor of the same thread; audio beyond the spool is dropped, counted, and keeps its length as a hole.
 //! Dies: the track fails, for it holds the only copy.
 
+mod append;
 pub mod budget;
 mod ending;
 mod holes;
-mod in_flight;
 mod spool;
 #[cfg(test)]
 pub mod tests;
@@ -24,9 +24,9 @@ use tokio::sync::{oneshot, watch};
 
 use self::budget::SpoolBudget;
 pub use self::ending::FinishBuffer;
-use self::in_flight::InFlight;
 use self::spool::{Batch, MAX_APPEND_BYTES, Spool};
 use super::hume_client::AnalyseGroup;
+use super::in_flight::InFlight;
 use super::stats::TrackStats;
 use super::track::{SegmentFull, WriterFailed};
 use super::wav_writer::{AppendAudio, Appended, RecordingError};
@@ -130,11 +130,7 @@ pub struct BufferActor {
     /// Bytes in the spool and in flight that hold memory.
     spooled_bytes: u64,
     edge: Edge,
-    in_flight: Option<InFlight>,
-    /// Appends that were begun, ever.
-    appends: u64,
-    /// Somebody will look whether the append in flight has its answer.
-    patience_ends: bool,
+    in_flight: InFlight<Batch>,
     segment_is_full: bool,
     /// The disk takes nothing.
     waiting: bool,
@@ -164,9 +160,7 @@ impl BufferActor {
             spool: Spool::default(),
             spooled_bytes: 0,
             edge: Edge::Ready,
-            in_flight: None,
-            appends: 0,
-            patience_ends: false,
+            in_flight: InFlight::default(),
             segment_is_full: false,
             waiting: false,
             drained: Vec::new(),

@@ -26,6 +26,7 @@ pub mod buffer;
 pub mod child;
 pub mod egress_starter;
 pub mod hume_client;
+pub mod in_flight;
 pub mod reconciler;
 pub mod session_registry;
 pub mod stats;

@@ -16,8 +16,10 @@ use crate::audio::format::PcmFormat;
 use crate::clock::Clock;
 use crate::db::rows::seals::Seal;
 use crate::db::rows::{ClosedSegment, EndReason, Gap, GapReason};
+use crate::fail_point;
 use crate::ids::SegmentId;
 use crate::journal::rows::OpenedSegment;
+use crate::recording::fence::Fence;
 use crate::recording::path::SegmentName;
 use crate::recording::root::Root;
 use crate::recording::syncer::Syncer;
@@ -44,6 +46,8 @@ pub struct AppendVideo {
     pub pieces: Arc<[VideoPiece]>,
     /// What the file is made as, if there is none yet.
     pub format: VideoFormat,
+    /// Whoever waits may give it up.
+    pub fence: Arc<Fence>,
 }
 
 /// Seals the file, ends its row, and ends the actor. `None` if no picture ever came.
@@ -120,6 +124,7 @@ impl Handler<AppendVideo> for VideoWriterActor {
     type Result = Done<()>;
 
     fn handle(&mut self, msg: AppendVideo, _: &mut Context<Self>) -> Self::Result {
+        fail_point::pass("video-turn");
         let at_once = |outcome: Result<(), RecordingError>| AtomicResponse::new(Box::pin(actix::fut::ready(outcome)));
         let pictures: Vec<Picture> = msg.pieces.iter().filter_map(VideoPiece::picture).cloned().collect();
         let file = match std::mem::replace(&mut self.state, State::Writing) {
@@ -142,14 +147,23 @@ impl Handler<AppendVideo> for VideoWriterActor {
         let oldest = pictures.first().map(|first| first.arrival);
         let (root, name, format, syncer) = (self.params.root.clone(), self.params.name.clone(), msg.format, self.params.syncer.clone());
         let started_at = oldest.map_or_else(|| self.params.clock.now(), |oldest| oldest.wall);
-        let write = spawn_blocking(move || match file {
-            None => match VideoFile::create(&root, &name, started_at, format, &pictures, &syncer) {
-                Ok(file) => (Some(file), Ok(true)),
-                Err(error) => (None, Err(error)),
-            },
-            Some(mut file) => {
-                let outcome = file.append(&pictures).map(|()| false);
-                (Some(file), outcome)
+        let fence = Arc::clone(&msg.fence);
+        let write = spawn_blocking(move || {
+            fail_point::pass("video-queue");
+            if !fence.begin() {
+                return (file, Ok(Counts::Nothing));
+            }
+            fail_point::pass("video-append");
+            match file {
+                None => match VideoFile::create(&root, &name, started_at, format, &pictures, &syncer) {
+                    Ok(file) if fence.finish() => (Some(file), Ok(Counts::First)),
+                    Ok(file) => (None, file.discard().map(|()| Counts::Nothing)),
+                    Err(error) => (None, Err(error)),
+                },
+                Some(mut file) => {
+                    let outcome = file.append_within(&fence, &pictures).map(|counts| if counts { Counts::More } else { Counts::Nothing });
+                    (Some(file), outcome)
+                }
             }
         });
         AtomicResponse::new(Box::pin(write.into_actor(self).map(move |joined, this, _| {
@@ -158,7 +172,7 @@ impl Handler<AppendVideo> for VideoWriterActor {
                 return Err(RecordingError::WriterLost);
             };
             let total = file.as_ref().map_or(0, |file| file.state().pictures);
-            if let (Some(file), Ok(true)) = (&file, &outcome) {
+            if let (Some(file), Ok(Counts::First)) = (&file, &outcome) {
                 this.params.rows.segment_opened(OpenedSegment {
                     id: this.params.id.clone(),
                     path: file.relative_path().to_string_lossy().into_owned(),
@@ -168,7 +182,9 @@ impl Handler<AppendVideo> for VideoWriterActor {
             }
             let error = if file.is_some() { RecordingError::of } else { RecordingError::of_first };
             this.state = file.map_or(State::Empty, State::Open);
-            outcome.map_err(error)?;
+            if matches!(outcome.map_err(error)?, Counts::Nothing) {
+                return Err(RecordingError::GivenUp);
+            }
             let appended: u64 = msg.pieces.iter().filter_map(VideoPiece::picture).map(|picture| picture.pictures).sum();
             this.note(&msg.pieces, total - appended);
             if let Some(oldest) = oldest {

@@ -30,6 +30,7 @@ use crate::actors::track::{AttachSocket, CloseSocket, FinishTrack, SocketLost, T
 use crate::audio::format::PcmFormat;
 use crate::clock::Clock;
 use crate::db::rows::EndReason;
+use crate::fail_point;
 use crate::recording::video_stream::Arrival;
 use crate::ticket::TicketKind;
 
@@ -132,6 +133,7 @@ impl VideoSocket {
         if message.is_empty() {
             return;
         }
+        fail_point::pass("video-message");
         self.stats.note_audio();
         let at = Instant::now();
         let arrived = VideoArrived { message, arrival: Arrival { at, wall: self.clock.at(at) } };

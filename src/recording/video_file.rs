@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
+use super::fence::Fence;
 use super::finish::Finished;
 use super::ivf::{self, Walked};
 use super::path::SegmentName;
@@ -112,6 +113,18 @@ impl VideoFile {
     /// # Errors
     /// Whatever the file system says.
     pub fn append(&mut self, pictures: &[Picture]) -> io::Result<()> {
+        self.write(pictures, || true).map(drop)
+    }
+
+    /// The same, of an append that has begun. Returns whether it counts; what was given up meanwhile is taken back, for it is in another file by then.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn append_within(&mut self, fence: &Fence, pictures: &[Picture]) -> io::Result<bool> {
+        self.write(pictures, || fence.finish())
+    }
+
+    fn write(&mut self, pictures: &[Picture], counts: impl FnOnce() -> bool) -> io::Result<bool> {
         let first_time = self.first_time.or_else(|| pictures.first().map(|first| first.time));
         // One write: pictures are small, and a copy costs less than a call for each.
         let mut data = Vec::with_capacity(pictures.iter().map(|picture| picture.data.len() + 12).sum());
@@ -130,13 +143,28 @@ impl VideoFile {
             format.dimensions = told.or(format.dimensions);
             self.file.write_all_at(&ivf::encode_header(format, total), 0)?;
         }
+        if !counts() {
+            if let VideoFormat::Ivf { format, .. } = &self.format {
+                self.file.write_all_at(&ivf::encode_header(format, self.pictures), 0)?;
+            }
+            self.file.set_len(self.bytes)?;
+            return Ok(false);
+        }
         self.format = declared;
         self.has_key_frame |= told.is_some();
         self.first_time = first_time;
         self.bytes += u64::try_from(data.len()).unwrap_or(u64::MAX);
         self.pictures = total;
         self.watched.note_written();
-        Ok(())
+        Ok(true)
+    }
+
+    /// Removes the file: nothing in it counts.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn discard(self) -> io::Result<()> {
+        self.directory.remove(&self.relative.file_name().unwrap_or_default().to_string_lossy())
     }
 
     /// Finishes the file: cut to what counts, and still to be handed to the disk.

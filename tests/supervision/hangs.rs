@@ -10,7 +10,7 @@ use crate::support::speaker::{recorded, speak, speech};
 use crate::support::test_app::TestApp;
 
 /// In place of 20 and 5 s, and of 1 s.
-const SHORT: &str = "append-patience=return(1000);append-second-look=return(250);analysis-patience=return(1000);watchdog-tick=return(50)";
+pub const SHORT: &str = "append-patience=return(1000);append-second-look=return(250);analysis-patience=return(1000);watchdog-tick=return(50)";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i9_a_writer_that_hangs_is_given_up_and_nothing_is_lost_or_doubled() {

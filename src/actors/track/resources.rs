@@ -35,8 +35,9 @@ pub struct TrackResources {
     /// What of it tracks of video may take.
     pub video_budget: Arc<SpoolBudget>,
     pub syncer: Syncer,
-    /// Whether the disk of audio answers.
+    /// Whether the disk of audio answers, and that of video.
     pub pulse: DiskPulse,
+    pub video_pulse: DiskPulse,
     pub watchdog: Watchdog,
     pub service: Service,
 }

@@ -159,6 +159,7 @@ impl Stage {
             syncer: Syncer::start().expect("threads"),
             watchdog: Watchdog::default(),
             pulse: DiskPulse::of(Root::open(&dir.path().join("audio")).expect("a root")),
+            video_pulse: DiskPulse::of(Root::open(&dir.path().join("video")).expect("a root")),
             service: Service::Streaming(service),
             store: store.clone(),
             journal: journal.clone(),

@@ -19,11 +19,14 @@ use super::video_queue::{Batch, MAX_APPEND_BYTES, VideoQueue};
 use super::{TrackActor, TrackParams};
 use crate::actors::buffer::NOT_NOW_RETRY;
 use crate::actors::child::{Child, Verdict, jitter};
+use crate::actors::in_flight::{Appends, InFlight, look_after};
 use crate::actors::video_stats::VideoStats;
 use crate::actors::video_writer::{AppendVideo, FinishVideo, VideoPiece, VideoWriterActor, VideoWriterParams};
 use crate::actors::wav_writer::RecordingError;
 use crate::db::rows::EndReason;
+use crate::fail_point;
 use crate::ids::SegmentId;
+use crate::recording::pulse::DiskPulse;
 use crate::recording::video_stream::{Arrival, Picture, VideoFormat, VideoStream};
 use crate::video::codec::VideoCodec;
 
@@ -44,6 +47,7 @@ pub(super) struct Video {
     stream: VideoStream,
     queue: VideoQueue,
     edge: Edge,
+    in_flight: InFlight<Append>,
     /// A timer will start the next append.
     collecting: bool,
     /// A disk that takes nothing now has been told of.
@@ -61,8 +65,7 @@ enum Edge {
 }
 
 /// What one append takes, for a file that is made as `format` if there is none yet. Kept until it is acknowledged.
-#[derive(Clone)]
-struct Append {
+pub struct Append {
     batch: Batch,
     format: VideoFormat,
 }
@@ -97,6 +100,7 @@ impl TrackActor {
             stream: VideoStream::new(codec),
             queue: VideoQueue::new(Arc::clone(&resources.video_budget), resources.recording.spool_per_track, resources.recording.segment_duration),
             edge: Edge::Ready,
+            in_flight: InFlight::default(),
             collecting: false,
             waiting: false,
             drained: Vec::new(),
@@ -172,9 +176,15 @@ impl TrackActor {
         let Some(video) = &mut self.video else { return };
         video.edge = Edge::Busy;
         let generation = video.writer.generation();
-        let message = AppendVideo { pieces: Arc::clone(&append.batch.pieces), format: append.format };
-        let sent = video.writer.addr().send(message).into_actor(self);
-        ctx.spawn(sent.map(move |reply, track, ctx| track.on_video_appended(reply, append, generation, ctx)));
+        let (pieces, format) = (Arc::clone(&append.batch.pieces), append.format);
+        let (number, fence) = video.in_flight.begin(append, generation);
+        let sent = video.writer.addr().send(AppendVideo { pieces, format, fence }).into_actor(self);
+        ctx.spawn(sent.map(move |reply, track, ctx| {
+            if let Some(append) = track.video.as_mut().and_then(|video| video.in_flight.answered(number)) {
+                track.on_video_appended(reply, append, generation, ctx);
+            }
+        }));
+        look_after(self, ctx);
     }
 
     fn on_video_appended(
@@ -218,13 +228,7 @@ impl TrackActor {
             // It died; whichever is heard of first, this or its end.
             Err(error) => error.to_string(),
         };
-        if self.replace_failed_video_writer(generation, &error, ctx) {
-            // What the last writer could not take begins the next file.
-            if let Some(video) = &mut self.video {
-                video.queue.begin_segment_with(&append.batch);
-            }
-            self.append_video(append, ctx);
-        }
+        self.on_given_up(append, generation, error, ctx);
     }
 
     pub(super) fn video_writer_panicked(&mut self, generation: u32, ctx: &mut Context<Self>) {
@@ -312,6 +316,28 @@ impl TrackActor {
     }
 }
 
+impl Appends for TrackActor {
+    type Batch = Append;
+
+    fn in_flight(&mut self) -> Option<&mut InFlight<Append>> {
+        self.video.as_mut().map(|video| &mut video.in_flight)
+    }
+
+    fn pulse(&self) -> DiskPulse {
+        self.params.resources.video_pulse.clone()
+    }
+
+    /// What the last writer did not take begins the next file.
+    fn on_given_up(&mut self, append: Append, generation: u32, error: String, ctx: &mut Context<Self>) {
+        if self.replace_failed_video_writer(generation, &error, ctx) {
+            if let Some(video) = &mut self.video {
+                video.queue.begin_segment_with(&append.batch);
+            }
+            self.append_video(append, ctx);
+        }
+    }
+}
+
 fn count(counts: &VideoStats, picture: &Picture) {
     counts.pictures.fetch_add(picture.pictures, Relaxed);
     counts.key_frames.fetch_add(u64::from(picture.can_start), Relaxed);
@@ -324,6 +350,7 @@ impl Handler<VideoArrived> for TrackActor {
     type Result = ();
 
     fn handle(&mut self, msg: VideoArrived, ctx: &mut Context<Self>) {
+        fail_point::pass("track-video");
         self.on(TrackEvent::Audio, ctx);
         if self.phase != Phase::Streaming {
             return;
