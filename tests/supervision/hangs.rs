@@ -137,6 +137,30 @@ async fn i9_a_process_that_was_stopped_goes_on_when_it_may() {
     assert!(!app.log().contains("has not answered"), "{}", app.log());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i9_tracks_of_a_process_that_was_stopped_for_10_s_lose_nothing_and_have_no_hole() {
+    let app = failing(SHORT).start().await;
+    let mut speakers = Vec::new();
+    for number in 0..5 {
+        speakers.push(speak(&app, number, 150).await);
+    }
+    let heard = async || app.live("p004").await.filter(|live| live["recordedBytes"].as_u64() > Some(20_000)).map(drop);
+    app.eventually("they are heard", heard).await;
+    app.signal(rustix::process::Signal::STOP);
+    // 200 looks. They speak on meanwhile.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    app.signal(rustix::process::Signal::CONT);
+    for speaker in speakers {
+        let spoken = speaker.await.unwrap();
+        assert!(spoken.close.close_frame, "{:?}; {}", spoken.close, app.log());
+        let ended = async || recorded(&app).await.remove(&spoken.number).filter(|track| track.ended);
+        let track = app.eventually("its rows are final", ended).await;
+        assert!(track.pcm == speech(spoken.number, spoken.sent), "p{}: {} of {} bytes", spoken.number, track.pcm.len(), spoken.sent);
+        assert_eq!((track.rows.len(), &track.rows[0]["gaps"]), (1, &serde_json::json!([])), "{:?}", track.rows);
+    }
+    assert!(!app.log().contains("has not answered"), "{}", app.log());
+}
+
 #[tokio::test]
 async fn i9_systemd_is_told_that_the_server_is_ready_lives_and_stops() {
     let dir = tempfile::tempdir().unwrap();
