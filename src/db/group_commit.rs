@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::rows::Host;
 use super::rows::events::{Applied, Arrival};
 use super::{DbError, Engine, Inner, Store};
+use crate::fail_point;
 
 /// Events in one transaction: the first of them waits no longer than it takes to apply so many.
 const MAX_BATCH: usize = 64;
@@ -63,11 +64,15 @@ async fn drive(inner: Weak<Inner>, mut waiting: mpsc::UnboundedReceiver<Waiting>
     let mut batch = Vec::with_capacity(MAX_BATCH);
     while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
         let Some(inner) = inner.upgrade() else { return };
-        commit(inner, std::mem::take(&mut batch)).await;
+        // A panic costs those who wait for this transaction their answer, which they ask for again, and the lane goes on.
+        if let Err(error) = tokio::spawn(commit(inner, std::mem::take(&mut batch))).await {
+            log::error!("webhooks were not applied, they are tried again error={error}");
+        }
     }
 }
 
 async fn commit(inner: Arc<Inner>, mut batch: Vec<Waiting>) {
+    fail_point::pass("group-commit");
     // Two servers whose batches hold the same rooms must not wait for each other crosswise. The sort keeps the order within a room.
     batch.sort_by(|a, b| sid(a).cmp(&sid(b)));
     let Some(host) = batch.first().map(|waiting| Arc::clone(&waiting.host)) else { return };
