@@ -3,6 +3,7 @@
 //! Appends that wait when one is done share the next write and the next sync, however many they are.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -12,6 +13,8 @@ use tokio::sync::oneshot;
 
 use super::files::{Entry, Files, Position};
 use super::{JournalStats, Refused, format};
+use crate::fail_point;
+use crate::watchdog::EXIT_CODE;
 
 /// Appends that share a sync at most, in bytes: a disk that writes 100 MB/s takes 40 ms for them.
 const MAX_BATCH_BYTES: usize = 4 << 20;
@@ -47,7 +50,13 @@ pub(super) enum Order {
 pub(super) fn start(files: Files, max_bytes: u64, stats: Arc<JournalStats>) -> io::Result<Sender<Order>> {
     let (orders, received) = channel();
     let writer = Writer { files, max_bytes, stats, buffer: Vec::new(), waiting: Vec::new() };
-    std::thread::Builder::new().name("journal".to_owned()).spawn(move || writer.run(&received))?;
+    std::thread::Builder::new().name("journal".to_owned()).spawn(move || {
+        // Nothing is acknowledged any more without it while the database is away; the next start reads what it has written.
+        if catch_unwind(AssertUnwindSafe(|| writer.run(&received))).is_err() {
+            log::error!("the journal's thread panicked, the server ends");
+            std::process::exit(EXIT_CODE);
+        }
+    })?;
     Ok(orders)
 }
 
@@ -111,6 +120,7 @@ impl Writer {
         if self.waiting.is_empty() {
             return;
         }
+        fail_point::pass("journal-write");
         let records = u64::try_from(self.waiting.len()).unwrap_or(u64::MAX);
         let written = self.files.append(&self.buffer);
         match &written {
