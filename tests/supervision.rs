@@ -4,6 +4,7 @@
 
 mod hangs;
 mod panics;
+mod shared;
 mod video;
 
 use std::collections::BTreeMap;

@@ -28,6 +28,7 @@ use super::session_registry::DropConnection;
 use crate::config::LiveKitConfig;
 use crate::db::rows::egresses::Egress;
 use crate::db::{DbError, Store};
+use crate::fail_point;
 use crate::ids::{EgressId, RoomName, StartId, TicketId, TrackSid};
 use crate::livekit::api::{LiveKit, OwnEgress};
 use crate::session::plan::Reason;
@@ -138,6 +139,7 @@ impl EgressStarter {
 
     /// Reads the open rows, one reading at a time.
     fn sync(&mut self, ctx: &mut Context<Self>) {
+        fail_point::pass("starter-sync");
         if std::mem::replace(&mut self.syncing, true) {
             self.sync_again = true;
             return;

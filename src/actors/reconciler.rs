@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::egress_starter::{EgressStarter, EgressesListed, FirstLookTaken};
 use super::session_registry::{GetLiveTracks, LiveTrack, SessionRegistry, SessionsChanged};
 use crate::db::{DbError, Store};
+use crate::fail_point;
 use crate::ids::RoomSid;
 use crate::livekit::api::{CallError, LiveKit};
 use crate::session::event::Room;
@@ -79,6 +80,7 @@ impl Reconciler {
             self.waiting.extend(done);
             return;
         }
+        fail_point::pass("reconciler-look");
         self.looking = true;
         let (params, before) = (Arc::clone(&self.params), self.missing.clone());
         ctx.spawn(async move { look(&params, &before).await }.into_actor(self).map(move |looked, reconciler, ctx| {

@@ -16,6 +16,7 @@ use super::{Journal, Record, lock};
 use crate::db::rows::events::{Applied, Arrival};
 use crate::db::rows::{NewRecording, SessionRow};
 use crate::db::{DbError, Store};
+use crate::fail_point;
 use crate::ids::RoomName;
 
 /// How long after a refusal the database is asked again whether it takes writes.
@@ -157,6 +158,7 @@ impl Replayer {
     }
 
     async fn drain(&mut self) -> Result<(), (Option<Position>, Halt)> {
+        fail_point::pass("journal-replay");
         loop {
             let entries = self.journal.read(None).await.map_err(nowhere)?;
             let more = entries.len() > LAST_RECORDS;

@@ -5,6 +5,7 @@ use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::{Interrupted, Mode, Outcome, booted_at, repair_since};
+use crate::fail_point;
 
 /// More were no quicker, one took ten times as long (ext4, 1,000 files).
 const THREADS: usize = 16;
@@ -17,7 +18,10 @@ pub fn repair_all(files: &[Interrupted], mode: Mode, done: impl Fn() + Sync) -> 
         let mut outcomes = Vec::new();
         while let Some((number, file)) = take(files, &next) {
             // A start that died of one file would die of it again and again.
-            let outcome = catch_unwind(|| repair_since(file, mode, booted_at));
+            let outcome = catch_unwind(|| {
+                fail_point::pass("repair-file");
+                repair_since(file, mode, booted_at)
+            });
             outcomes.push((number, outcome.unwrap_or_else(|_| Err(io::Error::other("its repair panicked")))));
             done();
         }
