@@ -4,7 +4,8 @@
 //! behind it, so that neither a database that is down nor a process that is killed meanwhile costs a row. Only where the journal takes nothing either do
 //! rows wait in memory. Measurements and facts could become many there: the ones have a bound, and of the others one waits.
 
-use std::io;
+mod abandoned;
+
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,16 +17,14 @@ use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use self::abandoned::Abandoned;
 use crate::actors::child::{RestartBudget, RestartPolicy, Verdict, backoff, jitter};
-use crate::db::rows::{ClosedSegment, EndReason, NewRecording, TrackFacts, TrackKind};
+use crate::db::rows::{ClosedSegment, NewRecording, TrackFacts, TrackKind};
 use crate::db::{DbError, Store};
 use crate::fail_point;
 use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, TicketId, TrackSid, new_row_id};
 use crate::journal::rows::{ConnectionRows, Measured, OpenedSegment, RowOp, RowRecord, Written};
 use crate::journal::{Behind, Journal, Record};
-use crate::recording::path::below;
-use crate::recording::repair::{Interrupted, Outcome, repair};
-use crate::sealing::closed_by;
 use crate::video::codec::Container;
 use crate::watchdog::{Watchdog, Work};
 
@@ -36,7 +35,7 @@ const MAX_RETRY: Duration = Duration::from_secs(5);
 /// How long the database may take for a row before the journal does. A shutdown waits twice as long for rows.
 const ROW_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often a file that a dead writer has left is tried again while it is still held.
+/// How soon a file that a dead writer has left is tried again, and then later and later.
 const HELD_RETRY: Duration = Duration::from_millis(100);
 
 /// Of one row that panics.
@@ -106,6 +105,7 @@ impl RowLog {
             rows: None,
             open: Vec::new(),
             held: Vec::new(),
+            held_tries: 0,
             measured_waiting: Arc::clone(&measured_waiting),
             facts_waiting: Arc::clone(&facts_waiting),
             spent: Some(spent),
@@ -187,8 +187,9 @@ struct Keeper {
     rows: Option<ConnectionRows>,
     /// The segments whose end nobody has reported yet: the one that is written, one that is being sealed, and those of writers that died.
     open: Vec<OpenedSegment>,
-    /// Those of dead writers whose files a write or a sync that is still under way keeps open, and locked.
-    held: Vec<OpenedSegment>,
+    /// Those of dead writers whose files cannot be closed yet.
+    held: Vec<Abandoned>,
+    held_tries: u32,
     measured_waiting: Arc<AtomicUsize>,
     facts_waiting: Arc<AtomicBool>,
     spent: Option<oneshot::Sender<()>>,
@@ -222,13 +223,16 @@ impl Keeper {
     /// What is told next. Meanwhile files that were held are tried again.
     async fn next(&mut self, ops: &mut mpsc::UnboundedReceiver<Box<Op>>) -> Option<Box<Op>> {
         while !self.held.is_empty() {
-            match tokio::time::timeout(HELD_RETRY, ops.recv()).await {
+            let wait = backoff(self.held_tries, HELD_RETRY, MAX_RETRY, jitter());
+            match tokio::time::timeout(wait, ops.recv()).await {
                 Ok(Some(op)) => return Some(op),
-                Ok(None) => tokio::time::sleep(HELD_RETRY).await,
+                Ok(None) => tokio::time::sleep(wait).await,
                 Err(_) => {}
             }
+            self.held_tries = self.held_tries.saturating_add(1);
             self.keep_in_spite_of_panics(Told::Again).await;
         }
+        self.held_tries = 0;
         ops.recv().await
     }
 
@@ -280,7 +284,7 @@ impl Keeper {
             Told::Abandoned(id) => {
                 let (dead, others) = std::mem::take(&mut self.open).into_iter().partition(|open| open.id == id);
                 self.open = others;
-                self.close_abandoned(dead).await;
+                self.close_abandoned(Abandoned::all(dead)).await;
             }
             Told::End => self.end().await,
             Told::Again => {
@@ -292,41 +296,8 @@ impl Keeper {
 
     async fn end(&mut self) {
         let open = std::mem::take(&mut self.open);
-        self.close_abandoned(open).await;
+        self.close_abandoned(Abandoned::all(open)).await;
         self.write("recording", RowOp::End).await;
-    }
-
-    /// Writers that died have left their segments open: the files themselves know their length.
-    async fn close_abandoned(&mut self, segments: Vec<OpenedSegment>) {
-        for segment in segments {
-            let interrupted = self.interrupted(&segment);
-            let repaired = tokio::task::spawn_blocking(move || repair(&interrupted)).await.map_err(io::Error::other).flatten();
-            match repaired {
-                Ok(Outcome::Recovered(sidecar) | Outcome::Sealed(sidecar)) => {
-                    self.write("segment", RowOp::Closed(closed_by(segment.id, &sidecar))).await;
-                }
-                Ok(Outcome::InUse) => self.held.push(segment),
-                Ok(Outcome::Bad(_)) | Err(_) => {
-                    let (id, path) = (segment.id, segment.path);
-                    log::error!("a segment whose writer died cannot be read, and is left open segment_id={id} path={path:?} outcome={repaired:?}");
-                }
-            }
-        }
-    }
-
-    fn interrupted(&self, segment: &OpenedSegment) -> Interrupted {
-        Interrupted {
-            path: below(&self.dir, &segment.path).unwrap_or_default(),
-            segment_id: Some(segment.id.clone()),
-            meeting_id: Some(self.identity.meeting.as_str().to_owned()),
-            room_name: Some(self.identity.room.as_str().to_owned()),
-            participant: self.identity.participant.clone().map(Identity::into_string),
-            track_sid: self.identity.track.clone().map(TrackSid::into_string),
-            format: Some(segment.format),
-            started_at: Some(segment.started_at),
-            session_started_at: self.identity.session_started_at,
-            end_reason: Some(EndReason::Failed.as_str()),
-        }
     }
 
     /// Returns when the step is in the database or in the journal, or can never be. Without a segment there is no row to be written.
@@ -425,3 +396,6 @@ async fn tell_if_spent(writing: Writing, journal: Journal, connection: String) {
         spent.send(()).ok();
     }
 }
+
+#[cfg(test)]
+mod tests;

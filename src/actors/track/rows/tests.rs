@@ -1,0 +1,93 @@
+//! Rows whose way is blocked, or whose file is.
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::audio::format::PcmFormat;
+use crate::config::DatabaseUrl;
+use crate::db::rows::SegmentRow;
+use crate::recording::path::SegmentName;
+use crate::recording::root::Root;
+use crate::recording::segment_file::{Piece, SegmentFile};
+use crate::recording::sidecar::draft_of;
+use crate::recording::syncer::Syncer;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Stage {
+    dir: TempDir,
+    store: Store,
+    rows: RowLog,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let dir = TempDir::new().expect("a directory");
+        let store = Store::open(&DatabaseUrl::Sqlite(dir.path().join("test.db")), 1).await.expect("a store");
+        let journal = Journal::open(dir.path(), 1 << 20).expect("a journal");
+        let (told, _spent) = oneshot::channel();
+        let rows = RowLog::start(store.clone(), journal, dir.path().join("audio"), identity("TR_1"), None, told, &Watchdog::default());
+        Self { dir, store, rows }
+    }
+
+    async fn segment(&self, id: &SegmentId) -> Option<SegmentRow> {
+        self.store.segment(id.clone()).await.expect("rows")
+    }
+
+    /// How a segment has ended, when it has.
+    async fn ended(&self, id: &SegmentId) -> SegmentRow {
+        let ended = async {
+            loop {
+                if let Some(row) = self.segment(id).await.filter(|row| row.ended_at.is_some()) {
+                    return row;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, ended).await.expect("its row ends")
+    }
+
+    /// A segment of a thousand frames whose writer died.
+    fn written(&self) -> OpenedSegment {
+        let root = Root::open(&self.dir.path().join("audio")).expect("a root");
+        let name = SegmentName { meeting: "RM".into(), room: "room".into(), participant: None, track: Some("TR_1".into()) };
+        let first = [Piece::Audio(vec![7; 4_000].into())];
+        let file = SegmentFile::create(&root, &name, Utc::now(), PcmFormat::LIVEKIT, &first, &Syncer::start().expect("threads")).expect("a segment");
+        opened(&file.relative_path().to_string_lossy())
+    }
+}
+
+fn identity(sid: &str) -> TrackIdentity {
+    let (meeting, room, track) = (MeetingId::new("RM"), RoomName::new("room"), Some(TrackSid::new(sid)));
+    TrackIdentity { meeting, room, participant: None, track, session_started_at: None }
+}
+
+fn opened(path: &str) -> OpenedSegment {
+    OpenedSegment { id: SegmentId::fresh(), path: path.to_owned(), format: PcmFormat::LIVEKIT, started_at: Utc::now() }
+}
+
+#[tokio::test]
+async fn i8_the_row_of_a_segment_without_a_file_ends_with_nothing_in_it() {
+    let stage = Stage::set().await;
+    let segment = opened("room/gone.wav");
+    stage.rows.segment_opened(segment.clone());
+    stage.rows.segment_abandoned(segment.id.clone());
+    let row = stage.ended(&segment.id).await;
+    assert_eq!((row.end_reason.as_deref(), row.frames, row.bytes), (Some("failed"), 0, 0));
+}
+
+#[tokio::test]
+async fn i8_a_segment_that_cannot_be_sealed_now_is_sealed_when_it_can_be() {
+    let stage = Stage::set().await;
+    let segment = stage.written();
+    // As a full disk: there can be no draft of its sidecar.
+    let draft = draft_of(&stage.dir.path().join("audio").join(&segment.path));
+    std::fs::create_dir(&draft).expect("made");
+    stage.rows.segment_opened(segment.clone());
+    stage.rows.segment_abandoned(segment.id.clone());
+    stage.rows.flushed().await;
+    assert_eq!(stage.segment(&segment.id).await.expect("its row").end_reason, None);
+    std::fs::remove_dir(&draft).expect("removed");
+    let row = stage.ended(&segment.id).await;
+    assert_eq!((row.end_reason.as_deref(), row.frames), (Some("failed"), 1_000));
+}
