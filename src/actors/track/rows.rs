@@ -24,7 +24,7 @@ use crate::db::{DbError, Store};
 use crate::fail_point;
 use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, TicketId, TrackSid, new_row_id};
 use crate::journal::rows::{ConnectionRows, Measured, OpenedSegment, RowOp, RowRecord, Written};
-use crate::journal::{Behind, Journal, Record};
+use crate::journal::{Behind, Journal, Record, Refused};
 use crate::video::codec::Container;
 use crate::watchdog::{Watchdog, Work};
 
@@ -306,34 +306,40 @@ impl Keeper {
         while let Some(rows) = self.rows.clone() {
             let record = RowRecord { connection: self.connection.clone(), rows: rows.clone(), op: op.clone() };
             let record = Record::Rows(Box::new(record));
-            if self.journal.is_in_use() && self.put_off(&record, &op, true).await == Behind::Kept {
-                return;
+            let behind = if self.journal.is_in_use() { self.put_off(&record, &op, true).await } else { Behind::NothingWaits };
+            match behind {
+                Behind::Kept => return,
+                Behind::NothingWaits => {}
+                Behind::Refused(refused) => {
+                    // What the connection told before may be in there: it would come later than this.
+                    say_that_it_waits(what, attempt, "others wait for the database before it", &refused);
+                    tokio::time::sleep(backoff(attempt, FIRST_RETRY, MAX_RETRY, jitter())).await;
+                    attempt += 1;
+                    continue;
+                }
             }
             let mut writing = self.begin(rows, op.clone());
-            let problem = match tokio::time::timeout(ROW_PATIENCE, &mut writing).await {
+            let (problem, late) = match tokio::time::timeout(ROW_PATIENCE, &mut writing).await {
                 Ok(Ok((rows, Err(error)))) if error.is_retryable() => {
                     self.rows = Some(rows);
-                    error.to_string()
+                    (error.to_string(), None)
                 }
                 Ok(Ok((rows, outcome))) => return self.is_written(what, rows, outcome),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no answer within {} s", ROW_PATIENCE.as_secs()),
+                Ok(Err(error)) => (error.to_string(), None),
+                Err(_) => (format!("no answer within {} s", ROW_PATIENCE.as_secs()), Some(writing)),
             };
             match self.put_off(&record, &op, false).await {
                 Behind::Kept => {
-                    if !writing.is_finished() {
+                    if let Some(writing) = late {
                         self.journal.wait_for(tokio::spawn(tell_if_spent(writing, self.journal.clone(), self.connection.clone())));
                     }
                     return;
                 }
                 Behind::NothingWaits => {}
-                Behind::Refused(refused) if attempt == 0 => {
-                    log::error!("a row waits for the database, and in memory alone what={what} problem={problem:?} journal={refused}");
-                }
-                Behind::Refused(_) => {}
+                Behind::Refused(refused) => say_that_it_waits(what, attempt, &problem, &refused),
             }
             // A call that may still succeed is not made twice.
-            if !writing.is_finished()
+            if let Some(writing) = late
                 && let Ok((rows, outcome)) = writing.await
             {
                 if !outcome.as_ref().is_err_and(DbError::is_retryable) {
@@ -384,6 +390,13 @@ impl Keeper {
             }
             Err(error) => log::error!("a row was not written what={what} error={error}"),
         }
+    }
+}
+
+/// Said once of each row.
+fn say_that_it_waits(what: &str, attempt: u32, problem: &str, refused: &Refused) {
+    if attempt == 0 {
+        log::error!("a row waits for the database, and in memory alone what={what} problem={problem:?} journal={refused}");
     }
 }
 

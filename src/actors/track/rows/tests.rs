@@ -5,7 +5,9 @@ use tempfile::TempDir;
 use super::*;
 use crate::audio::format::PcmFormat;
 use crate::config::DatabaseUrl;
-use crate::db::rows::SegmentRow;
+use crate::db::rows::seals::Seal;
+use crate::db::rows::{EndReason, MuteSpan, SegmentRow};
+use crate::journal::replay;
 use crate::recording::path::SegmentName;
 use crate::recording::root::Root;
 use crate::recording::segment_file::{Piece, SegmentFile};
@@ -17,6 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Stage {
     dir: TempDir,
     store: Store,
+    journal: Journal,
     rows: RowLog,
 }
 
@@ -26,8 +29,8 @@ impl Stage {
         let store = Store::open(&DatabaseUrl::Sqlite(dir.path().join("test.db")), 1).await.expect("a store");
         let journal = Journal::open(dir.path(), 1 << 20).expect("a journal");
         let (told, _spent) = oneshot::channel();
-        let rows = RowLog::start(store.clone(), journal, dir.path().join("audio"), identity("TR_1"), None, told, &Watchdog::default());
-        Self { dir, store, rows }
+        let rows = RowLog::start(store.clone(), journal.clone(), dir.path().join("audio"), identity("TR_1"), None, told, &Watchdog::default());
+        Self { dir, store, journal, rows }
     }
 
     async fn segment(&self, id: &SegmentId) -> Option<SegmentRow> {
@@ -64,6 +67,46 @@ fn identity(sid: &str) -> TrackIdentity {
 
 fn opened(path: &str) -> OpenedSegment {
     OpenedSegment { id: SegmentId::fresh(), path: path.to_owned(), format: PcmFormat::LIVEKIT, started_at: Utc::now() }
+}
+
+fn closed(id: &SegmentId) -> ClosedSegment {
+    let (ended_at, seal) = (Utc::now(), Seal::default());
+    ClosedSegment { id: id.clone(), format: PcmFormat::LIVEKIT, frames: 9, bytes: 36, ended_at, reason: EndReason::Closed, gaps: Vec::new(), seal }
+}
+
+/// Facts of another track.
+fn others(spans: usize) -> Record {
+    let started_at = Utc::now();
+    let TrackIdentity { meeting, room, participant, track, .. } = identity("TR_2");
+    let recording = NewRecording { id: RecordingId::fresh(), meeting, room, participant, track, kind: TrackKind::Audio, started_at };
+    let mute_spans = (0..spans).map(|_| MuteSpan { start_ms: 1, end_ms: Some(2) }).collect();
+    let op = RowOp::Facts(TrackFacts { mute_spans, format_mismatch: None });
+    Record::Rows(Box::new(RowRecord { connection: "other".to_owned(), rows: ConnectionRows { recording, opened: None }, op }))
+}
+
+#[tokio::test]
+async fn w6_a_row_that_finds_no_room_in_the_journal_does_not_overtake_what_is_in_it() {
+    let Stage { store, journal, rows, .. } = &Stage::set().await;
+    journal.keep(&others(0)).await.expect("kept");
+    let segment = opened("room/1.wav");
+    rows.segment_opened(segment.clone());
+    rows.flushed().await;
+    for spans in [10_000, 1_000, 100, 10, 0] {
+        while journal.keep(&others(spans)).await.is_ok() {}
+    }
+    rows.segment_closed(closed(&segment.id));
+    // The database takes everything; what came before waits in the journal.
+    tokio::time::timeout(ROW_PATIENCE, rows.flushed()).await.expect_err("it waits");
+    assert_eq!(store.segment(segment.id.clone()).await.expect("rows"), None);
+    let tell: replay::Tell = Box::new(|_| Box::pin(async {}));
+    let replayed = replay::run(journal.clone(), store.clone(), tell);
+    let written = tokio::time::timeout(PATIENCE, rows.flushed());
+    tokio::select! {
+        () = replayed => unreachable!("it never ends"),
+        written = written => written.expect("it follows when there is room"),
+    }
+    let row = store.segment(segment.id).await.expect("rows").expect("its row");
+    assert_eq!((row.end_reason.as_deref(), row.frames), (Some("closed"), 9));
 }
 
 #[tokio::test]
