@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::format::{self, Next};
+use crate::recording::lock;
 
 /// A longer file is followed by the next.
 const FILE_BYTES: u64 = 16 << 20;
@@ -17,6 +18,8 @@ const FILE_BYTES: u64 = 16 << 20;
 const READ_BYTES: usize = 256 << 10;
 const CURSOR: &str = "cursor";
 const SUFFIX: &str = "journal";
+/// Held by the server that uses the directory.
+const LOCK: &str = "lock";
 
 /// A place between two records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,19 +57,23 @@ pub struct Files {
     tail: Option<File>,
     cursor: Position,
     next_number: u64,
+    /// As long as it is open, no other server gets in.
+    _lock: File,
 }
 
 impl Files {
     /// Makes the directory if need be, cuts a torn tail off, and sets aside what is corrupt.
     ///
     /// # Errors
-    /// What the file system says.
+    /// What the file system says; [`io::ErrorKind::WouldBlock`] where another server uses the directory.
     pub fn open(dir: &Path) -> io::Result<(Self, Waiting)> {
         DirBuilder::new().mode(0o750).recursive(true).create(dir)?;
+        let lock = hold(dir)?;
         let lengths: VecDeque<(u64, u64)> = list(dir)?.into();
         let cursor = read_cursor(dir)?;
         let last = lengths.back().map_or(0, |(number, _)| *number);
-        let mut files = Self { dir: dir.to_owned(), lengths, tail: None, cursor, next_number: last.max(cursor.file) + 1 };
+        let next_number = last.max(cursor.file) + 1;
+        let mut files = Self { dir: dir.to_owned(), lengths, tail: None, cursor, next_number, _lock: lock };
         let mut waiting = Waiting::default();
         for (number, length) in files.lengths.iter_mut() {
             let bytes = std::fs::read(path(dir, *number))?;
@@ -265,6 +272,13 @@ pub fn look(dir: &Path) -> io::Result<Waiting> {
     Ok(waiting)
 }
 
+/// Two servers in one directory would cut, apply and remove each other's files.
+fn hold(dir: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(dir.join(LOCK))?;
+    let taken = || io::Error::new(io::ErrorKind::WouldBlock, "another server is using it");
+    if lock::hold(&file)? { Ok(file) } else { Err(taken()) }
+}
+
 /// A part of a file: a record by its time, or what is none, by its offset.
 enum Part<'a> {
     Record(i64),
@@ -412,6 +426,7 @@ mod tests {
     fn names(dir: &Path) -> Vec<String> {
         let mut names: Vec<String> =
             std::fs::read_dir(dir).expect("listed").map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect();
+        names.retain(|name| name != LOCK);
         names.sort();
         names
     }
@@ -424,6 +439,8 @@ mod tests {
         assert_eq!((waiting, look(&path).expect("looked")), (Waiting::default(), Waiting::default()));
         files.append(&[record(0, 10), record(1, 300_000)].concat()).expect("appended");
         files.append(&record(2, 10)).expect("appended");
+        assert_eq!(Files::open(&path).expect_err("it is in use").kind(), io::ErrorKind::WouldBlock);
+        drop(files);
         let (mut files, waiting) = Files::open(&path).expect("opened again");
         assert_eq!((waiting.records, waiting.oldest_ms, waiting.corrupt), (3, Some(1), 0));
         files.append(&record(3, 10)).expect("appended");
@@ -434,6 +451,7 @@ mod tests {
 
         let first = files.read(files.front()).expect("read").remove(0);
         files.advance(first.to).expect("advanced");
+        drop(files);
         let (mut files, waiting) = Files::open(&path).expect("opened again");
         assert_eq!((numbers(&files), waiting.records, look(&path).expect("looked")), (vec![1, 2, 3], 3, waiting));
         let last = files.read(Position { file: 2, offset: 0 }).expect("read").remove(0);
@@ -442,6 +460,7 @@ mod tests {
         files.clear().expect("cleared");
         assert!(names(&path).is_empty() && numbers(&files).is_empty());
         files.append(&record(4, 10)).expect("appended");
+        drop(files);
         let (files, _) = Files::open(&path).expect("opened again");
         assert_eq!(numbers(&files), [4], "nothing is skipped after a clearing");
     }
@@ -461,6 +480,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let (mut files, _) = Files::open(dir.path()).expect("opened");
         files.append(&[record(0, 10), record(1, 10), record(2, 10)].concat()).expect("appended");
+        drop(files);
         let file = path(dir.path(), 1);
         let mut content = std::fs::read(&file).expect("read");
         content[40] ^= 1;
@@ -482,10 +502,10 @@ mod tests {
         let (mut files, _) = Files::open(dir.path()).expect("opened");
         files.append(&[record(0, 10), record(1, 10)].concat()).expect("appended");
         files.advance(Position { file: 1, offset: 30 }).expect("advanced");
+        drop(files);
         assert_eq!(numbers(&Files::open(dir.path()).expect("opened").0), [1]);
         for length in [0, 7, 19] {
             std::fs::write(dir.path().join(CURSOR), vec![0; length]).expect("written");
             assert_eq!(numbers(&Files::open(dir.path()).expect("opened").0), [0, 1]);
         }
-    }
-}
+    }}
