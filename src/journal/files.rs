@@ -56,6 +56,7 @@ pub struct Files {
     lengths: VecDeque<(u64, u64)>,
     tail: Option<File>,
     cursor: Position,
+    cursor_is_stale: bool,
     next_number: u64,
     /// As long as it is open, no other server gets in.
     _lock: File,
@@ -73,7 +74,7 @@ impl Files {
         let cursor = read_cursor(dir)?;
         let last = lengths.back().map_or(0, |(number, _)| *number);
         let next_number = last.max(cursor.file) + 1;
-        let mut files = Self { dir: dir.to_owned(), lengths, tail: None, cursor, next_number, _lock: lock };
+        let mut files = Self { dir: dir.to_owned(), lengths, tail: None, cursor, cursor_is_stale: false, next_number, _lock: lock };
         let mut waiting = Waiting::default();
         for (number, length) in files.lengths.iter_mut() {
             let bytes = std::fs::read(path(dir, *number))?;
@@ -205,12 +206,19 @@ impl Files {
         Ok(entries)
     }
 
-    /// Remembers that everything in front of `to` has been dealt with, and removes the files of which nothing is left.
+    /// Remembers that everything in front of `to` has been dealt with, and removes the files of which nothing is left. A disk that is full does not keep the
+    /// journal from getting empty: without the cursor, some is dealt with twice after a kill, which does no harm.
     ///
     /// # Errors
-    /// What the file system says.
+    /// What the file system says of what is removed.
     pub fn advance(&mut self, to: Position) -> io::Result<()> {
-        write_cursor(&self.dir, to)?;
+        let written = write_cursor(&self.dir, to);
+        if let Err(error) = &written
+            && !self.cursor_is_stale
+        {
+            log::warn!("how far the journal has been dealt with cannot be written down error={error}");
+        }
+        self.cursor_is_stale = written.is_err();
         self.cursor = to;
         while let Some((number, _)) = self.lengths.front().filter(|(number, _)| *number < to.file) {
             std::fs::remove_file(path(&self.dir, *number))?;
@@ -508,4 +516,21 @@ mod tests {
             std::fs::write(dir.path().join(CURSOR), vec![0; length]).expect("written");
             assert_eq!(numbers(&Files::open(dir.path()).expect("opened").0), [0, 1]);
         }
-    }}
+    }
+    #[test]
+    fn w6_a_cursor_that_cannot_be_written_does_not_keep_the_journal_from_getting_empty() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut files, _) = Files::open(dir.path()).expect("opened");
+        for number in 0..4 {
+            files.append(&record(number, 6 << 20)).expect("appended");
+        }
+        // As a full disk.
+        std::fs::create_dir(dir.path().join(CURSOR)).expect("made");
+        let third = files.read(Position { file: 2, offset: 0 }).expect("read").remove(0);
+        files.advance(third.from).expect("advanced");
+        assert_eq!((numbers(&files), names(dir.path()).len()), (vec![3], 2), "what is dealt with is removed");
+        std::fs::remove_dir(dir.path().join(CURSOR)).expect("removed");
+        drop(files);
+        assert_eq!(numbers(&Files::open(dir.path()).expect("opened").0), [3]);
+    }
+}
