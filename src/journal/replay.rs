@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, join_all};
@@ -27,7 +28,7 @@ const MAX_PROBES: usize = 3;
 /// How long calls that were given up are waited for. Each ends by the time-outs of the pool and of the statement.
 const LATE_DEADLINE: Duration = Duration::from_secs(10);
 /// With so few left, nothing new is taken in until they are done with: under load there would always be one more.
-const LAST_RECORDS: usize = 64;
+const LAST_RECORDS: u64 = 64;
 /// How long that may take.
 const LAST_DEADLINE: Duration = Duration::from_secs(1);
 /// Tracks whose rows are written at a time.
@@ -131,7 +132,6 @@ impl Replayer {
         let (began, before) = (Instant::now(), self.journal.figures());
         loop {
             database_answers(&self.store).await;
-            self.late_calls().await;
             match self.drain().await {
                 Ok(()) => break,
                 Err((position, Halt::Database(error))) => {
@@ -150,6 +150,7 @@ impl Replayer {
         log::info!("the database has taken all that waited in the journal records={replayed} seconds={}", began.elapsed().as_secs());
     }
 
+    /// What was given up is older than what was kept behind it.
     async fn late_calls(&self) {
         let late = std::mem::take(&mut *lock(&self.journal.inner.late));
         if tokio::time::timeout(LATE_DEADLINE, join_all(late)).await.is_err() {
@@ -161,32 +162,40 @@ impl Replayer {
         fail_point::pass("journal-replay");
         loop {
             let entries = self.journal.read(None).await.map_err(nowhere)?;
-            let more = entries.len() > LAST_RECORDS;
+            let is_end = entries.is_empty();
             self.apply(entries).await?;
-            if more {
-                continue;
+            if (is_end || self.journal.figures().records <= LAST_RECORDS) && self.last_records().await? {
+                return Ok(());
             }
-            let journal = self.journal.clone();
-            let _gate = journal.inner.gate.write().await;
-            let last = async {
-                loop {
-                    let entries = self.journal.read(None).await.map_err(nowhere)?;
-                    if entries.is_empty() {
-                        return self.journal.clear().await.map_err(nowhere);
-                    }
-                    self.apply(entries).await?;
+        }
+    }
+
+    /// Holds newcomers back until the journal is empty, for [`LAST_DEADLINE`] at most, and says whether it is. What is under way then is waited for all the
+    /// same: given up, its calls would go on in the store, and come later than what follows them.
+    async fn last_records(&mut self) -> Result<bool, (Option<Position>, Halt)> {
+        let journal = self.journal.clone();
+        let gate = journal.inner.gate.write().await;
+        let deadline = tokio::time::Instant::now() + LAST_DEADLINE;
+        loop {
+            let entries = journal.read(None).await.map_err(nowhere)?;
+            if entries.is_empty() {
+                return journal.clear().await.map(|()| true).map_err(nowhere);
+            }
+            let mut applying = pin!(self.apply(entries));
+            match tokio::time::timeout_at(deadline, &mut applying).await {
+                Ok(applied) => applied?,
+                Err(_) => {
+                    drop(gate);
+                    return applying.await.map(|()| false);
                 }
-            };
-            return match tokio::time::timeout(LAST_DEADLINE, last).await {
-                Ok(done) => done,
-                Err(_) => Err((None, Halt::Database(DbError::Busy(LAST_DEADLINE)))),
-            };
+            }
         }
     }
 
     /// Applies all of a batch, or tells the first that could not be.
     async fn apply(&mut self, entries: Vec<Entry>) -> Result<(), (Option<Position>, Halt)> {
         let Some(last) = entries.last().map(|entry| entry.to) else { return Ok(()) };
+        self.late_calls().await;
         let count = u64::try_from(entries.len()).unwrap_or(u64::MAX);
         let rows_done = *lock(&self.journal.inner.rows_done);
         let alone = self.stuck.is_some_and(|(_, _, attempts)| attempts >= ALONE_AFTER);
@@ -373,3 +382,6 @@ async fn database_answers(store: &Store) {
 fn nowhere(error: io::Error) -> (Option<Position>, Halt) {
     (None, Halt::Disk(error))
 }
+
+#[cfg(test)]
+mod tests;
