@@ -17,7 +17,7 @@ use sd_notify::NotifyState;
 use tokio::task::JoinHandle;
 
 use self::connections::{connections_with, set_timeouts};
-use self::patience::patiently;
+use self::patience::{patiently, patiently_at_work};
 use self::storage::{directory, disk, shelves};
 use self::vital::{end_with_its_panic, launch_vital};
 use crate::actors::buffer::budget::SpoolBudget;
@@ -42,7 +42,8 @@ use crate::http::metrics::{DoorCounts, register_durable, register_kept, register
 use crate::http::storage::{Storage, keep_measuring};
 use crate::http::{self, Doors};
 use crate::ids::ServerId;
-use crate::journal::{Journal, replay};
+use crate::journal::replay::{self, Halt};
+use crate::journal::{self, Journal};
 use crate::keys::{self, KeptKey};
 use crate::livekit::api::{LiveKit, LiveKitAccess};
 use crate::livekit::webhook::WebhookVerifier;
@@ -117,18 +118,22 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let admin_key = key(config.secrets.admin_api_key.clone(), &config.storage.dir, ADMIN_KEY_FILE)?;
     let mint = TicketMint::new(key(config.secrets.ingest_ticket_secret.clone(), &config.storage.dir, TICKET_KEY_FILE)?);
     let journal = Journal::open(&config.storage.dir, config.storage.journal_max);
-    let in_journal = |cause| StartError::File { what: "cannot open the journal in", path: config.storage.dir.display().to_string(), cause };
-    let journal = journal.map_err(in_journal)?;
+    let in_journal = |what, cause| StartError::File { what, path: config.storage.dir.join(journal::DIRECTORY).display().to_string(), cause };
+    let journal = journal.map_err(|cause| in_journal("cannot use the journal in", cause))?;
     let database = |cause| StartError::Database { url: config.database.url.redacted(), cause };
-    let store = patiently(|| Store::open(&config.database.url, config.database.connections)).await.map_err(database)?;
+    let store = patiently(|| async { Store::open(&config.database.url, config.database.connections).await.map_err(database) }).await?;
     let server: String = key(None, &config.storage.dir, SERVER_ID_FILE)?.expose().chars().take(SERVER_ID_LENGTH).collect();
     let autopilot = autopilot(&config);
     let host = Host { server: ServerId::new(server), autopilot: autopilot.as_ref().map(|_| config.livekit.rules.clone()) };
     let store = store.on_behalf_of(host);
     log::info!("database ready url={}", config.database.url.redacted());
-    patiently(|| replay::write_rows(&journal, &store)).await.map_err(database)?;
+    let halted = |halt| match halt {
+        Halt::Database(cause) => database(cause),
+        Halt::Disk(cause) => in_journal("cannot read the journal in", cause),
+    };
+    patiently(|| async { replay::write_rows(&journal, &store).await.map_err(halted) }).await?;
     let shelves = shelves(&root, &video_root);
-    recovery::recover(&store, &shelves).await.map_err(database)?;
+    patiently_at_work(|| async { recovery::recover(&store, &shelves).await.map_err(database) }).await?;
 
     let watchdog = Watchdog::start().map_err(StartError::Thread)?;
     watchdog.watch_this_thread();

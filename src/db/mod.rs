@@ -85,10 +85,10 @@ impl DbError {
 }
 
 impl DbError {
-    /// Whether the database is not there, or somebody holds it: waiting helps. What it has refused in words, such as a password, does not change by itself.
+    /// Whether the database is not there, is full, a standby, or held by somebody: waiting helps. What it has refused in words, such as a password, does not change by itself.
     pub fn is_outage(&self) -> bool {
         /// How the drivers say that nobody answers, and PostgreSQL (in English, unless its `lc_messages` says otherwise) that it will soon.
-        const NOBODY: [&str; 10] = [
+        const NOBODY: [&str; 16] = [
             "error connecting",
             "error communicating",
             "connection",
@@ -99,6 +99,13 @@ impl DbError {
             "shutting down",
             "recovery mode",
             "too many clients",
+            "disk is full",
+            // How SQLite says the same of what it keeps beside the database.
+            "disk I/O error",
+            "No space left on device",
+            "read-only transaction",
+            "statement timeout",
+            "deadlock",
         ];
         match self {
             Self::Busy(_) | Self::Late(_) => true,

@@ -36,6 +36,8 @@ const ROWS_AT_ONCE: usize = 4;
 /// A database that answers, but refuses one record so often and for so long, will never take it.
 const MAX_ATTEMPTS: u32 = 20;
 const MAX_STUCK: Duration = Duration::from_secs(60);
+/// At a start, the attempts alone decide: nothing is recorded meanwhile.
+const MAX_STUCK_AT_START: Duration = Duration::ZERO;
 /// From then on records are tried one by one: the one at fault is to be known.
 const ALONE_AFTER: u32 = 3;
 /// How long after an error of the disk it is read again.
@@ -56,7 +58,7 @@ pub type Tell = Box<dyn Fn(Replayed) -> BoxFuture<'static, ()>>;
 
 /// Why a batch is not done with.
 #[derive(Debug, thiserror::Error)]
-enum Halt {
+pub enum Halt {
     #[error("{0}")]
     Database(DbError),
     #[error("{0}")]
@@ -67,13 +69,13 @@ enum Halt {
 /// Webhooks, which may be many, follow by [`run`].
 ///
 /// # Errors
-/// When the database does not take them now. Doing it again does no harm.
-pub async fn write_rows(journal: &Journal, store: &Store) -> Result<(), DbError> {
+/// When the database does not take them now, or the journal cannot be read. Doing it again does no harm.
+pub async fn write_rows(journal: &Journal, store: &Store) -> Result<(), Halt> {
     let mut replayer = Replayer::new(journal.clone(), store.clone(), Box::new(|_| Box::pin(async {})));
     let mut from = *lock(&journal.inner.rows_done);
     let mut rows = 0;
     loop {
-        let entries = journal.read(Some(from)).await.map_err(|error| DbError::Connect(format!("the journal cannot be read: {error}")))?;
+        let entries = journal.read(Some(from)).await?;
         let Some(last) = entries.last() else { break };
         let to = last.to;
         let records = entries.into_iter().filter_map(|entry| match serde_json::from_slice(&entry.payload) {
@@ -83,10 +85,7 @@ pub async fn write_rows(journal: &Journal, store: &Store) -> Result<(), DbError>
         });
         let records: Vec<_> = records.collect();
         rows += records.len();
-        replayer.rows(records).await.map_err(|halt| match halt {
-            (_, Halt::Database(error)) => error,
-            (_, Halt::Disk(error)) => DbError::Connect(error.to_string()),
-        })?;
+        replayer.rows_at_start(records).await?;
         from = to;
         *lock(&journal.inner.rows_done) = to;
     }
@@ -136,7 +135,7 @@ impl Replayer {
                 Ok(()) => break,
                 Err((position, Halt::Database(error))) => {
                     log::debug!("the journal waits for the database again error={error}");
-                    self.note_refusal(position, &error).await;
+                    self.note_refusal(position, &error, MAX_STUCK).await;
                     tokio::time::sleep(PROBE_INTERVAL).await;
                 }
                 Err((_, Halt::Disk(error))) => {
@@ -303,15 +302,32 @@ impl Replayer {
         halt.map_or(Ok(()), Err)
     }
 
-    /// The database answers, and yet it does not take a record.
-    async fn note_refusal(&mut self, position: Option<Position>, error: &DbError) {
+    /// The same before anything else is written. What the database refuses in words would keep every start from succeeding: after some attempts it is set aside.
+    async fn rows_at_start(&mut self, rows: Vec<(Entry, RowRecord)>) -> Result<(), Halt> {
+        loop {
+            let left = rows.iter().filter(|(entry, _)| !self.done.contains(&entry.from)).cloned().collect();
+            match self.rows(left).await {
+                Ok(()) => break,
+                Err((position, Halt::Database(error @ DbError::Query(_)))) if !error.is_outage() => {
+                    self.note_refusal(position, &error, MAX_STUCK_AT_START).await;
+                    tokio::time::sleep(PROBE_INTERVAL).await;
+                }
+                Err((_, halt)) => return Err(halt),
+            }
+        }
+        self.done.clear();
+        Ok(())
+    }
+
+    /// The database answers, and yet it does not take a record. After so many attempts, and so long, it never will.
+    async fn note_refusal(&mut self, position: Option<Position>, error: &DbError, max_stuck: Duration) {
         let Some(position) = position else { return };
         let (since, attempts) = match self.stuck {
             Some((same, since, attempts)) if same == position => (since, attempts + 1),
             Some(_) | None => (Instant::now(), 1),
         };
         self.stuck = Some((position, since, attempts));
-        if attempts < MAX_ATTEMPTS || since.elapsed() < MAX_STUCK {
+        if attempts < MAX_ATTEMPTS || since.elapsed() < max_stuck {
             return;
         }
         if let Ok(entries) = self.journal.read(Some(position)).await

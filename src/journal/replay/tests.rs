@@ -66,7 +66,7 @@ async fn w6_a_record_that_is_refused_twenty_times_in_a_minute_is_set_aside() {
     let mut replayer = stage.replayer();
     let refused = async |replayer: &mut Replayer| match replayer.drain().await {
         Err((Some(position), Halt::Database(error))) => {
-            replayer.note_refusal(Some(position), &error).await;
+            replayer.note_refusal(Some(position), &error, MAX_STUCK).await;
             position
         }
         other => panic!("it is refused: {other:?}"),
