@@ -56,14 +56,14 @@ pub async fn connection(pool: &Pool<Connection>, wait: Duration) -> Result<Objec
     }
 }
 
-async fn harness(url: &str) -> Result<AsyncMigrationHarness<Connection>, DbError> {
-    let connection = Connection::establish(url).await.map_err(|error| DbError::Connect(error.to_string()))?;
-    Ok(AsyncMigrationHarness::new(connection))
+/// A connection whose statements take as long as they need: a migration may rewrite a table.
+async fn patient(url: &str) -> Result<Connection, DbError> {
+    Connection::establish(&with_time_outs(url)).await.map_err(|error| DbError::Connect(error.to_string()))
 }
 
 /// Brings the tables up to date. Servers that start at the same time take turns.
 pub async fn migrate(url: &str) -> Result<(), DbError> {
-    let mut connection = Connection::establish(url).await.map_err(|error| DbError::Connect(error.to_string()))?;
+    let mut connection = patient(url).await?;
     // An arbitrary number that only this program's migrations lock; freed with the connection.
     connection.batch_execute("SELECT pg_advisory_lock(7203456912)").await?;
     let mut harness = AsyncMigrationHarness::new(connection);
@@ -72,7 +72,7 @@ pub async fn migrate(url: &str) -> Result<(), DbError> {
 
 /// The migrations still to run.
 pub async fn pending(url: &str) -> Result<usize, DbError> {
-    let mut harness = harness(url).await?;
+    let mut harness = AsyncMigrationHarness::new(patient(url).await?);
     harness.pending_migrations(MIGRATIONS).map(|pending| pending.len()).map_err(|error| DbError::Migration(error.to_string()))
 }
 
