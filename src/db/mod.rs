@@ -316,12 +316,6 @@ impl Store {
         run!(self, writer, measurements::add(&measurements))
     }
 
-    /// Segments that an earlier run of this server left open.
-    pub async fn open_segments(&self) -> Result<Vec<SegmentRow>, DbError> {
-        let host = self.host();
-        run!(self, reader, segments::all_open(&host))
-    }
-
     /// Recordings that an earlier run of this server left open.
     pub async fn open_recordings(&self) -> Result<Vec<String>, DbError> {
         let host = self.host();

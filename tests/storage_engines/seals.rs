@@ -86,7 +86,7 @@ pub async fn many_interrupted_segments_and_recordings_end_in_one_transaction(db:
         open.iter().map(|row| ClosedSegment { seal: seal(), ..closed(&SegmentId::new(row.segment.id.clone()), 7, EndReason::Crashed) }).collect();
     store.close_segments(ends).await.unwrap();
     store.close_crashed_recordings(recordings).await.unwrap();
-    assert!(store.open_segments().await.unwrap().is_empty() && store.open_recordings().await.unwrap().is_empty());
+    assert!(store.interrupted_segments("wav").await.unwrap().is_empty() && store.open_recordings().await.unwrap().is_empty());
     let rows = store.recordings(None, ALL).await.unwrap();
     assert!(rows.iter().all(|row| row.ended_at == Some(at(7).naive_utc())), "{rows:?}");
     assert_eq!(rows.iter().filter(|row| row.session_id.is_some()).count(), 1);

@@ -66,7 +66,7 @@ pub async fn video_is_told_from_audio_by_its_files(db: &TestDatabase) {
 
 pub async fn only_segments_without_an_end_are_open(db: &TestDatabase) {
     let store = db.store().await;
-    assert!(store.open_segments().await.unwrap().is_empty());
+    assert!(store.interrupted_segments("wav").await.unwrap().is_empty());
     let recording = open_recording(&store, "room", "room", 0).await;
     let mut ids: Vec<SegmentId> = Vec::new();
     for second in 0..4 {
@@ -74,7 +74,7 @@ pub async fn only_segments_without_an_end_are_open(db: &TestDatabase) {
     }
     store.close_segment(closed(&ids[2], 5, EndReason::Rotated)).await.unwrap();
     store.close_segment(closed(&ids[0], 5, EndReason::Closed)).await.unwrap();
-    let open: Vec<String> = store.open_segments().await.unwrap().into_iter().map(|row| row.id).collect();
+    let open: Vec<String> = store.interrupted_segments("wav").await.unwrap().into_iter().map(|row| row.segment.id).collect();
     assert_eq!(open, [ids[1].as_str(), ids[3].as_str()]);
 }
 

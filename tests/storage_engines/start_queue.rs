@@ -295,9 +295,9 @@ pub async fn a_server_closes_what_itself_left_open(db: &TestDatabase) {
     let (a, b) = (server(db, "a").await, server(db, "b").await);
     deliver(&a, published(track("TR_1", "mic"), 1)).await;
     let (_, of_a) = recorded(&a, "TR_1", 2).await;
-    let (open_recordings, open_segments) = (b.open_recordings().await.unwrap(), b.open_segments().await.unwrap());
+    let (open_recordings, open_segments) = (b.open_recordings().await.unwrap(), b.interrupted_segments("wav").await.unwrap());
     assert_eq!((open_recordings.len(), open_segments.len()), (0, 0), "the other's files lie elsewhere");
-    assert_eq!(a.open_segments().await.unwrap()[0].id, of_a.as_str());
+    assert_eq!(a.interrupted_segments("wav").await.unwrap()[0].segment.id, of_a.as_str());
     a.close_segment(closed(&of_a, 3, EndReason::Crashed)).await.unwrap();
     assert_eq!(a.open_recordings().await.unwrap().len(), 1);
 }

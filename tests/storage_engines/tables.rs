@@ -70,8 +70,8 @@ pub async fn a_word_the_tables_do_not_know_is_refused(db: &TestDatabase) {
         db.execute(&format!("UPDATE {table} SET {column} = '{known}'")).await.expect(known);
     }
     // Every word the server has is one the tables know.
-    use EndReason::{Closed, Crashed, Failed, Idle, Lost, Rotated, Shutdown, Superseded, TicketSpent, Violation};
-    for reason in [Closed, Lost, Idle, Superseded, Shutdown, Rotated, Violation, TicketSpent, Failed, Crashed] {
+    use EndReason::{Closed, Crashed, Failed, Gap, Idle, Lost, Rotated, Shutdown, Superseded, TicketSpent, Violation};
+    for reason in [Closed, Lost, Idle, Superseded, Shutdown, Rotated, Gap, Violation, TicketSpent, Failed, Crashed] {
         let other = open_segment(&store, &recording, 2).await;
         store.close_segment(closed(&other, 3, reason)).await.unwrap();
         assert_eq!(store.segment(other).await.unwrap().unwrap().end_reason.as_deref(), Some(reason.as_str()));

@@ -69,13 +69,6 @@ pub async fn close_one(connection: &mut Connection, closed: &ClosedSegment) -> R
     Ok(())
 }
 
-/// Those whose files lie with this server.
-pub async fn all_open(connection: &mut Connection, host: &Host) -> Result<Vec<SegmentRow>, DbError> {
-    let own = segments::server_id.eq(host.server.as_str()).or(segments::server_id.is_null());
-    let query = segments::table.filter(segments::ended_at.is_null()).filter(own).select(SegmentRow::as_select());
-    Ok(query.order(segments::id.asc()).load(connection).await?)
-}
-
 pub async fn of(connection: &mut Connection, recordings: &[String]) -> Result<Vec<SegmentRow>, DbError> {
     let query = segments::table.filter(segments::recording_id.eq_any(recordings)).select(SegmentRow::as_select());
     Ok(query.order((segments::started_at.asc(), segments::id.asc())).load(connection).await?)
