@@ -29,7 +29,7 @@ use tokio::task::JoinHandle;
 use self::files::{Entry, Files, Position};
 pub use self::files::{Waiting, look};
 pub use self::record::Record;
-use self::writer::Order;
+use self::writer::{OnTheWay, Order};
 
 /// The journal's place below `storage.dir`.
 pub const DIRECTORY: &str = "journal";
@@ -39,6 +39,8 @@ pub const DIRECTORY: &str = "journal";
 pub enum Refused {
     #[error("the journal is full: {0} bytes wait for the database")]
     Full(u64),
+    #[error("the journal's disk is slow: {0} bytes wait for it")]
+    Slow(u64),
     #[error("the journal cannot be written: {0}")]
     Disk(String),
 }
@@ -98,7 +100,9 @@ pub struct Journal {
 
 #[derive(Debug)]
 struct Inner {
+    max_bytes: u64,
     orders: Sender<Order>,
+    on_the_way: Arc<AtomicU64>,
     stats: Arc<JournalStats>,
     /// Held shared while a record is appended, and alone for the last records, so that there is a last one.
     gate: RwLock<()>,
@@ -132,7 +136,9 @@ impl Journal {
         }
         let stats = Arc::new(stats);
         let inner = Inner {
+            max_bytes,
             orders: writer::start(files, max_bytes, Arc::clone(&stats))?,
+            on_the_way: Arc::default(),
             stats,
             gate: RwLock::default(),
             used: Notify::new(),
@@ -172,10 +178,16 @@ impl Journal {
     }
 
     async fn append(&self, record: &Record) -> Result<(), Refused> {
-        self.inner.stats.in_use.store(true, Relaxed);
         let payload = serde_json::to_vec(record).map_err(|error| Refused::Disk(error.to_string()))?;
+        let is_row = matches!(record, Record::Rows(_));
+        let limit = writer::limit(self.inner.max_bytes, is_row);
+        let Some(on_the_way) = OnTheWay::of(&payload, &self.inner.on_the_way, limit) else {
+            self.inner.stats.refused.fetch_add(1, Relaxed);
+            return Err(Refused::Slow(self.inner.on_the_way.load(Relaxed)));
+        };
+        self.inner.stats.in_use.store(true, Relaxed);
         let (done, kept) = oneshot::channel();
-        let order = Order::Append { payload, is_row: matches!(record, Record::Rows(_)), done };
+        let order = Order::Append { payload, on_the_way, is_row, done };
         let gone = || Refused::Disk("its thread is gone".to_owned());
         self.inner.orders.send(order).map_err(|_| gone())?;
         let kept = kept.await.map_err(|_| gone())?;

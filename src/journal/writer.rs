@@ -5,7 +5,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
 use chrono::Utc;
@@ -19,10 +19,42 @@ use crate::watchdog::EXIT_CODE;
 /// Appends that share a sync at most, in bytes: a disk that writes 100 MB/s takes 40 ms for them.
 const MAX_BATCH_BYTES: usize = 4 << 20;
 
+/// Payloads on their way to the thread, in bytes, at most: a disk that hangs would fill the memory with them.
+const MAX_ON_THE_WAY: u64 = 64 << 20;
+
+/// Whatever waits for the thread: counted as long as this lives.
+#[derive(Debug)]
+pub(super) struct OnTheWay {
+    bytes: u64,
+    all: Arc<AtomicU64>,
+}
+
+impl OnTheWay {
+    /// `None` where more than `limit` would wait, or too much for any memory.
+    pub(super) fn of(payload: &[u8], all: &Arc<AtomicU64>, limit: u64) -> Option<Self> {
+        let bytes = u64::try_from(payload.len()).unwrap_or(u64::MAX);
+        let waits = all.fetch_add(bytes, Relaxed).saturating_add(bytes);
+        let counted = Self { bytes, all: Arc::clone(all) };
+        (waits <= limit.min(MAX_ON_THE_WAY)).then_some(counted)
+    }
+}
+
+impl Drop for OnTheWay {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+/// An eighth is kept for the rows of tracks: LiveKit repeats what it told, nobody repeats those.
+pub(super) fn limit(max_bytes: u64, is_row: bool) -> u64 {
+    if is_row { max_bytes } else { max_bytes - max_bytes / 8 }
+}
+
 /// What the thread is asked to do.
 pub(super) enum Order {
     Append {
         payload: Vec<u8>,
+        on_the_way: OnTheWay,
         /// May use what is kept free for the rows of tracks.
         is_row: bool,
         done: oneshot::Sender<Result<(), Refused>>,
@@ -89,7 +121,7 @@ impl Writer {
     /// Collects an append; gives back what is none.
     fn take(&mut self, order: Order) -> Option<Order> {
         match order {
-            Order::Append { payload, is_row, done } => {
+            Order::Append { payload, on_the_way: _counted, is_row, done } => {
                 self.collect(&payload, is_row, done);
                 None
             }
@@ -99,8 +131,7 @@ impl Writer {
 
     fn collect(&mut self, payload: &[u8], is_row: bool, done: oneshot::Sender<Result<(), Refused>>) {
         let length = u64::try_from(payload.len() + format::HEADER_BYTES + self.buffer.len()).unwrap_or(u64::MAX);
-        // An eighth is kept for the rows of tracks: LiveKit repeats what it told, nobody repeats those.
-        let limit = if is_row { self.max_bytes } else { self.max_bytes - self.max_bytes / 8 };
+        let limit = limit(self.max_bytes, is_row);
         let refused = if self.files.bytes().saturating_add(length) > limit {
             Some(Refused::Full(limit))
         } else {
@@ -145,7 +176,7 @@ impl Writer {
 
     fn follow(&mut self, order: Order) {
         match order {
-            Order::Append { payload, is_row, done } => {
+            Order::Append { payload, on_the_way: _counted, is_row, done } => {
                 self.collect(&payload, is_row, done);
                 self.write();
             }
