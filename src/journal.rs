@@ -100,6 +100,7 @@ pub struct Journal {
 
 #[derive(Debug)]
 struct Inner {
+    dir: PathBuf,
     max_bytes: u64,
     orders: Sender<Order>,
     on_the_way: Arc<AtomicU64>,
@@ -136,6 +137,7 @@ impl Journal {
         }
         let stats = Arc::new(stats);
         let inner = Inner {
+            dir,
             max_bytes,
             orders: writer::start(files, max_bytes, Arc::clone(&stats))?,
             on_the_way: Arc::default(),
@@ -212,6 +214,14 @@ impl Journal {
         let mut waiting = lock(&self.inner.spent);
         let place = waiting.iter().position(|(asker, _)| asker == connection)?;
         Some(waiting.swap_remove(place).1)
+    }
+
+    /// The number of `.bad` files that lie in the journal's directory, of this run and of earlier ones.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn bad_files(&self) -> io::Result<u64> {
+        files::set_aside_in(&self.inner.dir)
     }
 
     pub fn figures(&self) -> JournalFigures {

@@ -148,6 +148,9 @@ fn space(config: &Config) -> Finding {
 fn journal(dir: &Path) -> Finding {
     match journal::look(dir) {
         Ok(Waiting { corrupt, .. }) if corrupt > 0 => Finding::Fault(format!("{} has {corrupt} parts that are no records", dir.display())),
+        Ok(Waiting { set_aside, .. }) if set_aside > 0 => {
+            Finding::Fault(format!("{set_aside} parts could not be used and are set aside as .bad files in {}", dir.display()))
+        }
         Ok(Waiting { records: 0, .. }) => Finding::Fine("nothing waits for the database".to_owned()),
         Ok(Waiting { records, bytes, oldest_ms, .. }) => {
             let since = oldest_ms

@@ -32,11 +32,11 @@ pub async fn root() -> HttpResponse {
 
 /// `GET /health`
 pub async fn health(doors: web::Data<Doors>) -> HttpResponse {
-    let mut reasons = doors.health.reasons().await;
+    let (mut reasons, bad_files) = doors.health.look().await;
     reasons.extend(doors.health.silent(true));
     let timestamp = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
     let able = reasons.is_empty();
-    reasons.extend(doors.health.journal());
+    reasons.extend(doors.health.journal(bad_files));
     reasons.extend(doors.health.syncs());
     reasons.extend(doors.health.silent(false));
     let status = match (able, reasons.is_empty()) {
@@ -57,7 +57,7 @@ pub struct Health {
     totals: Arc<Totals>,
     syncer: Syncer,
     watchdog: Watchdog,
-    last: Mutex<Option<(Instant, Vec<String>)>>,
+    last: Mutex<Option<(Instant, (Vec<String>, u64))>>,
 }
 
 impl Health {
@@ -70,16 +70,16 @@ impl Health {
         self.watchdog.silent().into_iter().filter(move |(_, is_vital)| *is_vital == vital).map(|(part, _)| part)
     }
 
-    /// What keeps the server from its work; nothing when it is healthy.
-    pub async fn reasons(&self) -> Vec<String> {
+    /// What keeps the server from its work, nothing when it is healthy; and how many `.bad` files lie in the journal.
+    async fn look(&self) -> (Vec<String>, u64) {
         let mut last = self.last.lock().await;
-        if let Some((at, reasons)) = last.as_ref()
+        if let Some((at, found)) = last.as_ref()
             && at.elapsed() < FRESH
         {
-            return reasons.clone();
+            return found.clone();
         }
         let [audio, video] = &self.storages;
-        let (database, look, video_look) = tokio::join!(self.database(), audio.look(), video.look());
+        let (database, look, video_look, bad_files) = tokio::join!(self.database(), audio.look(), video.look(), self.bad_files());
         let directory = look.problem.or(look.moved).map(|problem| format!("audio directory: {problem}"));
         let video_directory = video_look.problem.or(video_look.moved).map(|problem| format!("video directory: {problem}"));
         let low = |storage: &Storage| storage.disk().space().filter(|space| space.is_low());
@@ -88,8 +88,16 @@ impl Health {
         let video_space = low(video).filter(|_| space.is_none()).map(|space| format!("space for video: {space}; new recordings of it are refused"));
         let loss = self.totals.is_losing_audio().then(|| "audio or video: it is being lost, the spool is full".to_owned());
         let reasons: Vec<String> = [database, directory, video_directory, space, video_space, loss].into_iter().flatten().collect();
-        *last = Some((Instant::now(), reasons.clone()));
-        reasons
+        let found = (reasons, bad_files);
+        *last = Some((Instant::now(), found.clone()));
+        found
+    }
+
+    /// Counted anew: whoever has looked at them removes them. None where the disk does not answer, of which others tell.
+    async fn bad_files(&self) -> u64 {
+        let journal = self.journal.clone();
+        let counted = tokio::time::timeout(DEADLINE, tokio::task::spawn_blocking(move || journal.bad_files()));
+        counted.await.ok().and_then(Result::ok).and_then(Result::ok).unwrap_or(0)
     }
 
     /// A sync that failed lately: a disk that did it once does it again.
@@ -98,12 +106,11 @@ impl Health {
         Some(format!("disk: a sync failed {} s ago; what was being written is marked as suspect", failed.as_secs()))
     }
 
-    /// What waits for the database.
-    fn journal(&self) -> Option<String> {
-        let figures = self.journal.figures();
-        let JournalFigures { records, oldest_seconds, set_aside, .. } = figures;
+    /// What waits for the database, and what never reaches it.
+    fn journal(&self, bad_files: u64) -> Option<String> {
+        let JournalFigures { records, oldest_seconds, .. } = self.journal.figures();
         let waiting = (records > 0).then(|| format!("{records} records wait for the database, the oldest for {oldest_seconds} s"));
-        let bad = (set_aside > 0).then(|| format!("{set_aside} could not be used and are set aside as .bad files"));
+        let bad = (bad_files > 0).then(|| format!("{bad_files} parts could not be used and are set aside as .bad files"));
         let parts: Vec<String> = [waiting, bad].into_iter().flatten().collect();
         (!parts.is_empty()).then(|| format!("journal: {}", parts.join("; ")))
     }

@@ -18,6 +18,8 @@ const FILE_BYTES: u64 = 16 << 20;
 const READ_BYTES: usize = 256 << 10;
 const CURSOR: &str = "cursor";
 const SUFFIX: &str = "journal";
+/// Of parts that cannot be used.
+const BAD: &str = "bad";
 /// Held by the server that uses the directory.
 const LOCK: &str = "lock";
 
@@ -46,6 +48,8 @@ pub struct Waiting {
     pub oldest_ms: Option<i64>,
     /// Stretches that are no record.
     pub corrupt: u64,
+    /// Files of parts that could not be used.
+    pub set_aside: u64,
 }
 
 /// The journal's directory. One thread owns it.
@@ -98,6 +102,7 @@ impl Files {
             }
         }
         waiting.bytes = files.bytes();
+        waiting.set_aside = set_aside_in(dir)?;
         Ok((files, waiting))
     }
 
@@ -265,7 +270,7 @@ pub fn look(dir: &Path) -> io::Result<Waiting> {
     if !dir.exists() {
         return Ok(Waiting::default());
     }
-    let (cursor, mut waiting) = (read_cursor(dir)?, Waiting::default());
+    let (cursor, mut waiting) = (read_cursor(dir)?, Waiting { set_aside: set_aside_in(dir)?, ..Waiting::default() });
     for (number, length) in list(dir)? {
         waiting.bytes += length;
         let bytes = std::fs::read(path(dir, number))?;
@@ -278,6 +283,18 @@ pub fn look(dir: &Path) -> io::Result<Waiting> {
         }
     }
     Ok(waiting)
+}
+
+/// The number of files of parts that could not be used.
+///
+/// # Errors
+/// What the file system says.
+pub fn set_aside_in(dir: &Path) -> io::Result<u64> {
+    let mut count = 0;
+    for entry in std::fs::read_dir(dir)? {
+        count += u64::from(entry?.path().extension().is_some_and(|suffix| suffix == BAD));
+    }
+    Ok(count)
 }
 
 /// Two servers in one directory would cut, apply and remove each other's files.
@@ -389,7 +406,7 @@ fn write_cursor(dir: &Path, position: Position) -> io::Result<()> {
 
 /// Copies what cannot be used into a file of its own, once, and says so.
 fn set_aside(dir: &Path, from: Position, content: &[u8], why: &str) {
-    let path = dir.join(format!("{:020}-{}.bad", from.file, from.offset));
+    let path = dir.join(format!("{:020}-{}.{BAD}", from.file, from.offset));
     let kept = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&path).and_then(|file| {
         file.write_all_at(content, 0)?;
         file.sync_all()
@@ -496,7 +513,7 @@ mod tests {
         std::fs::write(&file, &content).expect("written");
         for _ in 0..2 {
             let (files, waiting) = Files::open(dir.path()).expect("opened");
-            assert_eq!((numbers(&files), waiting.records, waiting.corrupt), (vec![0, 2], 2, 1));
+            assert_eq!((numbers(&files), waiting.records, waiting.corrupt, waiting.set_aside), (vec![0, 2], 2, 1, 1));
             assert_eq!(std::fs::metadata(&file).expect("a file").len(), 90);
         }
         let bad: Vec<String> = names(dir.path()).into_iter().filter(|name| name.ends_with(".bad")).collect();
