@@ -20,16 +20,29 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     raise_file_limit();
     keep_files_private();
     let mut signals = Signals::listen()?;
+    ignore_hang_ups()?;
     // The start waits for a database that is away; it need not be waited for.
     let server = tokio::select! {
         server = app::start(config) => server?,
         () = signals.wait() => {
             log::info!("stopped before it had started");
-            return Ok(ExitCode::SUCCESS);
+            // Not by returning: that would wait for the files that are being repaired. The next start finishes them.
+            std::process::exit(0);
         }
     };
     until_told(server, &mut signals).await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A terminal that goes, or a service manager that asks for a reload, ends no recording.
+fn ignore_hang_ups() -> std::io::Result<()> {
+    let mut hang_ups = signal(SignalKind::hangup())?;
+    actix_rt::spawn(async move {
+        while hang_ups.recv().await.is_some() {
+            log::info!("a hang-up is ignored: the configuration is read at a start only");
+        }
+    });
+    Ok(())
 }
 
 /// Every track takes a socket and a file, and the usual soft limit is 1,024: takes what the system allows.
