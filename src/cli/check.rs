@@ -18,6 +18,8 @@ use crate::livekit::api::{LiveKit, LiveKitAccess};
 use crate::recording::disk::Disk;
 use crate::recording::root::Root;
 
+/// How long the database may take for each question: one that is stopped takes connections and says nothing.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long LiveKit may take to list its rooms.
 const LIVEKIT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -50,7 +52,9 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let config = loaded.config;
     let mut findings = vec![("configuration", Finding::Fine("every key and value is understood".to_owned()))];
     findings.extend(loaded.notices.into_iter().map(|notice| ("configuration", Finding::Note(notice))));
-    findings.push(("database", database(&config.database.url).await));
+    let database = database(&config.database.url).await;
+    let database_answers = !matches!(database, Finding::Fault(_));
+    findings.push(("database", database));
     for (name, directory) in [
         ("storage", &config.storage.dir),
         ("audio directory", &config.storage.audio_dir),
@@ -66,7 +70,7 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         ));
     }
     findings.push(("space", space(&config)));
-    if let Some(files) = files::find(&config).await {
+    if database_answers && let Some(files) = files::find(&config).await {
         findings.push(("recordings", files));
     }
     findings.push(("journal", journal(&config.storage.dir.join(journal::DIRECTORY))));
@@ -120,14 +124,18 @@ async fn database(url: &DatabaseUrl) -> Finding {
             Err(error) => Finding::Fault(format!("{name} does not exist and cannot be made: {error}")),
         };
     }
-    match Store::pending_migrations(url).await {
-        Ok(0) => match takes_writes(url).await {
+    match in_time(Store::pending_migrations(url)).await {
+        Ok(0) => match in_time(takes_writes(url)).await {
             Ok(()) => Finding::Fine(format!("{name} is reached, up to date, and takes writes")),
             Err(error) => Finding::Fault(format!("{name}: {error}")),
         },
         Ok(pending) => Finding::Fine(format!("{name} is reached; {pending} migrations run at the next start")),
         Err(error) => Finding::Fault(format!("{name}: {error}")),
     }
+}
+
+async fn in_time<T>(answer: impl Future<Output = Result<T, DbError>>) -> Result<T, DbError> {
+    tokio::time::timeout(DATABASE_TIMEOUT, answer).await.unwrap_or(Err(DbError::Late(DATABASE_TIMEOUT)))
 }
 
 /// Nothing is migrated by it: the database is up to date.

@@ -94,9 +94,9 @@ async fn check_tells_of_rows_without_files_and_of_files_without_rows() {
     database(dir.path()).batch_execute("INSERT INTO seals (segment_id, recovered, suspect, tail_unverified_ms) VALUES ('s0005', 1, 1, 0)").unwrap();
     let before = names(&room);
     let Finished { stdout, code, .. } = run(dir.path(), &env, &["check"]).await;
-    assert_eq!(code, Some(0), "{stdout}");
+    assert_eq!(code, Some(1), "{stdout}");
     for told in
-        ["note   recordings", "3 files", "1 are recovered, 1 suspect", "4 rows have no file: room/", ", …", "1 files have no row: room/stray.wav"]
+        ["FAULT  recordings", "3 files", "1 are recovered, 1 suspect", "4 rows have no file: room/", ", …", "1 files have no row: room/stray.wav"]
     {
         assert!(stdout.contains(told), "{told}: {stdout}");
     }

@@ -101,8 +101,10 @@ pub async fn files_are_found_by_their_paths(db: &TestDatabase) {
         store.open_segment(new.clone()).await.unwrap();
         made.push((new.id.to_string(), new.path));
     }
+    let empty = open_segment(&store, &recording, 9).await;
+    store.close_segment(ClosedSegment { frames: 0, bytes: 0, ..closed(&empty, 9, EndReason::Crashed) }).await.unwrap();
     assert_eq!(store.segment_files("wav", String::new(), 2).await.unwrap(), made[..2]);
-    assert_eq!(store.segment_files("wav", made[1].0.clone(), 2).await.unwrap(), made[2..]);
+    assert_eq!(store.segment_files("wav", made[1].0.clone(), 2).await.unwrap(), made[2..], "what held nothing has none");
     let asked = vec![made[2].1.clone(), "meeting/none.wav".to_owned()];
     assert_eq!(store.paths_with_rows("wav", asked.clone()).await.unwrap(), [made[2].1.clone()]);
     assert!(store.paths_with_rows("h264", asked).await.unwrap().is_empty());

@@ -1,6 +1,7 @@
 //! Whether every row has its file, and every file its row.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::Finding;
@@ -10,8 +11,8 @@ use crate::db::rows::Host;
 use crate::db::{DbError, Store};
 use crate::ids::ServerId;
 use crate::keys;
-use crate::recording::path::below;
 use crate::recording::repair::look;
+use crate::recording::root::Root;
 use crate::video::codec::Container;
 
 /// Rows, or files, that are asked for at once.
@@ -24,6 +25,8 @@ const NAMES: usize = 3;
 struct Missing {
     rows_without_files: Names,
     files_without_rows: Names,
+    /// Directories and files, each with what the file system says.
+    unread: Names,
     files: usize,
     unfinished: usize,
     recovered: i64,
@@ -75,18 +78,31 @@ async fn compare(url: &DatabaseUrl, server: ServerId, storage: &StorageConfig) -
 }
 
 async fn compare_files(store: &Store, container: Container, directory: &Path, missing: &mut Missing) -> Result<(), DbError> {
+    let root = match Root::open(directory) {
+        Ok(root) => root,
+        Err(error) => {
+            missing.unread.add(&format!("{} ({error})", directory.display()));
+            return Ok(());
+        }
+    };
     let mut after = String::new();
     loop {
         let rows = store.segment_files(container.as_str(), after, i64::try_from(PAGE).unwrap_or(i64::MAX)).await?;
         let Some((last, _)) = rows.last() else { break };
         after = last.clone();
         for (_, path) in &rows {
-            if !below(directory, path).is_some_and(|path| path.exists()) {
-                missing.rows_without_files.add(path);
+            match root.open_file(Path::new(path)) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => missing.rows_without_files.add(path),
+                Err(error) => missing.unread.add(&format!("{path} ({error})")),
             }
         }
     }
     let mut found = look(directory);
+    // Both kinds of video lie in one directory, which is told of once.
+    if container != Container::Ivf {
+        found.unread.iter().for_each(|(directory, error)| missing.unread.add(&format!("{} ({error})", directory.display())));
+    }
     for files in [&mut found.unsealed, &mut found.sealed] {
         files.retain(|file| Container::of(file) == container);
     }
@@ -106,11 +122,16 @@ fn tell(missing: &Missing) -> Finding {
     if missing.recovered + missing.suspect > 0 {
         words.push(format!("{} are recovered, {} suspect", missing.recovered, missing.suspect));
     }
-    let faults = [missing.rows_without_files.tell("rows have no file"), missing.files_without_rows.tell("files have no row")];
-    let faults: Vec<String> = faults.into_iter().flatten().collect();
-    if faults.is_empty() {
-        return Finding::Fine(words.join("; "));
+    let gone = [missing.rows_without_files.tell("rows have no file"), missing.unread.tell("cannot be read")];
+    let gone: Vec<String> = gone.into_iter().flatten().collect();
+    let unknown = missing.files_without_rows.tell("files have no row");
+    let (is_fault, is_note) = (!gone.is_empty(), unknown.is_some());
+    words = vec![words.join("; ")];
+    words.extend(gone.into_iter().chain(unknown));
+    let words = words.join("\n");
+    match (is_fault, is_note) {
+        (true, _) => Finding::Fault(words),
+        (false, true) => Finding::Note(words),
+        (false, false) => Finding::Fine(words),
     }
-    words.extend(faults);
-    Finding::Note(words.join("\n"))
 }

@@ -115,10 +115,11 @@ pub async fn with_rows(connection: &mut Connection, format: &str, paths: &[Strin
     Ok(rows.select(segments_table::path).load(connection).await?)
 }
 
-/// A page of this server's files, behind `after`: ids and paths.
+/// A page of this server's files, behind `after`: ids and paths. One that ended with nothing in it may have none.
 pub async fn files(connection: &mut Connection, format: &str, after: &str, limit: i64, host: &Host) -> Result<Vec<(String, String)>, DbError> {
     let own = segments_table::server_id.eq(host.server.as_str()).or(segments_table::server_id.is_null());
     let rows = segments_table::table.filter(segments_table::format.eq(format)).filter(segments_table::id.gt(after)).filter(own);
+    let rows = rows.filter(segments_table::ended_at.is_null().or(segments_table::frames.gt(0)));
     Ok(rows.select((segments_table::id, segments_table::path)).order(segments_table::id.asc()).limit(limit).load(connection).await?)
 }
 
