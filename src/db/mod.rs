@@ -85,7 +85,8 @@ impl DbError {
 }
 
 impl DbError {
-    /// Whether the database is not there, is full, a standby, or held by somebody: waiting helps. What it has refused in words, such as a password, does not change by itself.
+    /// Whether the database is not there, is full, a standby, or held by somebody: waiting helps. What it has refused in words, such as a password, does not
+    /// change by itself.
     pub fn is_outage(&self) -> bool {
         /// How the drivers say that nobody answers, and PostgreSQL (in English, unless its `lc_messages` says otherwise) that it will soon.
         const NOBODY: [&str; 16] = [

@@ -30,12 +30,12 @@ pub(super) struct OnTheWay {
 }
 
 impl OnTheWay {
-    /// `None` where more than `limit` would wait, or too much for any memory.
+    /// `None` where more than `limit` would wait, or too much for any memory. What comes alone is the thread's to judge.
     pub(super) fn of(payload: &[u8], all: &Arc<AtomicU64>, limit: u64) -> Option<Self> {
         let bytes = u64::try_from(payload.len()).unwrap_or(u64::MAX);
         let waits = all.fetch_add(bytes, Relaxed).saturating_add(bytes);
         let counted = Self { bytes, all: Arc::clone(all) };
-        (waits <= limit.min(MAX_ON_THE_WAY)).then_some(counted)
+        (waits == bytes || waits <= limit.min(MAX_ON_THE_WAY)).then_some(counted)
     }
 }
 
