@@ -4,14 +4,19 @@ mod databases;
 mod door;
 mod killed;
 mod rows;
+mod starts;
 mod webhooks;
 
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStderr};
 
 use self::databases::{Database, Fault};
-use crate::support::test_app::{Builder, TestApp};
+use crate::support::test_app::{ADMIN_KEY, Builder, TestApp, command};
 
 /// All is replayed within 30 s of the database's return; four times that decide.
 const REPLAYED: Duration = Duration::from_secs(4 * 30);
@@ -21,6 +26,37 @@ const ANSWERED: Duration = Duration::from_secs(4 * 2);
 fn builder(database: &Database) -> Builder {
     // An unoptimised build takes about a second to authenticate a connection to PostgreSQL.
     TestApp::builder().open().env("DATABASE_URL", &database.url).env("LIVE_MEETING__DATABASE__CONNECTIONS", "4")
+}
+
+/// A server that may not get as far as to listen.
+struct Starting {
+    child: Child,
+    lines: Lines<BufReader<ChildStderr>>,
+}
+
+impl Starting {
+    fn new(dir: &Path, database_url: &str) -> Self {
+        let env = [("DATABASE_URL", database_url), ("ADMIN_API_KEY", ADMIN_KEY), ("HOST", "127.0.0.1"), ("PORT", "0")];
+        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let mut child = command(dir, &env).arg("serve").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// Waits for a line of the log.
+    async fn says(&mut self, text: &str) {
+        let said = async {
+            let mut log = String::new();
+            while let Some(line) = self.lines.next_line().await.unwrap() {
+                if line.contains(text) {
+                    return;
+                }
+                log.push_str(&line);
+            }
+            panic!("it ends and has not said {text:?}: {log}");
+        };
+        tokio::time::timeout(Duration::from_secs(60), said).await.unwrap_or_else(|_| panic!("it does not say {text:?}"));
+    }
 }
 
 /// Waits until the journal is empty.

@@ -1,12 +1,12 @@
 //! What operators see of the journal, and what becomes of webhooks where it takes nothing.
 
-use std::time::Duration;
-
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde_json::json;
 
 use super::databases::Database;
 use super::webhooks::files;
 use super::{builder, replayed, waiting};
+use crate::support::faults::Strace;
 use crate::support::test_app::{self, TestApp};
 
 fn started(sid: &str) -> serde_json::Value {
@@ -53,6 +53,7 @@ async fn w6_a_full_journal_refuses_webhooks_and_takes_them_again_when_the_databa
             }
         }
     }
+    assert_eq!(metric(&app, "refused_total").await, 1.0);
     assert_eq!(taken.len(), 3, "of 300 kB each in a MiB, of which an eighth is not for webhooks");
     database.give_back();
     replayed(&app).await;
@@ -71,6 +72,9 @@ async fn check_says_what_waits_and_the_files_are_the_owners() {
     assert!(said.starts_with("journal: 2 records wait for the database, the oldest for "), "{said}");
     let modes: Vec<u32> = [app.dir.path().join("storage/journal")].into_iter().chain(files(&app)).map(|path| mode(&path)).collect();
     assert_eq!((modes[0], modes.len() > 1 && modes[1..].iter().all(|mode| *mode == 0o640)), (0o750, true), "{modes:?}");
+    for (name, value) in [("records", 2.0), ("appended_total", 2.0), ("replayed_total", 0.0), ("refused_total", 0.0), ("set_aside_total", 0.0)] {
+        assert_eq!(metric(&app, name).await, value, "{name}");
+    }
     let stopped = app.kill().await;
     let check = async || test_app::run(stopped.dir.path(), &[("DATABASE_URL", &database.url)], &["check"]).await.stdout;
     let said = check().await;
@@ -81,8 +85,18 @@ async fn check_says_what_waits_and_the_files_are_the_owners() {
     let app = stopped.restart().await;
     replayed(&app).await;
     assert_eq!(app.items("/api/v1/sessions").await.len(), 2);
+    for (name, value) in [("records", 0.0), ("bytes", 0.0), ("oldest_seconds", 0.0), ("appended_total", 0.0), ("replayed_total", 2.0)] {
+        assert_eq!(metric(&app, name).await, value, "{name}");
+    }
     let check = test_app::run(app.dir.path(), &[("DATABASE_URL", &database.url)], &["check"]).await.stdout;
     assert!(check.contains("nothing waits for the database"), "{check}");
+}
+
+/// What `/metrics` says of the journal.
+async fn metric(app: &TestApp, name: &str) -> f64 {
+    let page = String::from_utf8(app.get("/metrics").await.body).unwrap();
+    let value = page.lines().find_map(|line| line.strip_prefix(&format!("live_meeting_journal_{name} ")));
+    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name}: {page}"))
 }
 
 fn mode(path: &std::path::Path) -> u32 {
@@ -117,34 +131,51 @@ async fn w6_a_corrupt_record_is_set_aside_and_said_and_the_others_are_applied() 
     let bad = files(&app);
     assert!(bad.len() == 1 && bad[0].extension().unwrap() == "bad", "{bad:?}");
     assert!(String::from_utf8_lossy(&std::fs::read(&bad[0]).unwrap()).contains("RM_2"));
-    assert!(waiting(&app).await.is_some_and(|said| said.contains("set aside")));
+    assert_eq!(metric(&app, "set_aside_total").await, 1.0);
+    // Until somebody has looked at it, also after another start.
+    let app = app.kill().await.restart().await;
+    assert!(waiting(&app).await.is_some_and(|said| said.contains("1 parts could not be used")));
+    let check = test_app::run(app.dir.path(), &[("DATABASE_URL", &database.url)], &["check"]).await.stdout;
+    assert!(check.lines().any(|line| line.starts_with("FAULT  journal") && line.contains(".bad")), "{check}");
+    std::fs::remove_file(&bad[0]).unwrap();
+    replayed(&app).await;
 }
 
 #[tokio::test]
-async fn a_start_that_waits_for_the_database_ends_at_sigterm() {
+async fn w6_a_second_server_in_the_same_directory_is_refused_and_changes_nothing() {
     let mut database = Database::sqlite();
-    builder(&database).start().await.terminate().await;
+    let app = builder(&database).start().await;
     database.take_away();
-    let dir = tempfile::TempDir::new().unwrap();
-    let env = [("DATABASE_URL".to_owned(), database.url.clone()), ("HOST".to_owned(), "127.0.0.1".to_owned()), ("PORT".to_owned(), "0".to_owned())];
-    let mut child = test_app::command(dir.path(), &env.into()).arg("serve").stderr(std::process::Stdio::piped()).spawn().unwrap();
-    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stderr.take().unwrap()));
-    let waits = async { while !lines.next_line().await.unwrap().expect("it goes on").contains("the start waits for it") {} };
-    tokio::time::timeout(Duration::from_secs(40), waits).await.expect("it says that it waits");
-    let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let status = tokio::time::timeout(Duration::from_secs(40), child.wait()).await.expect("it ends").unwrap();
-    assert_eq!(status.code(), Some(0));
+    assert_eq!(app.webhook(started("RM_1")).await.status, 204);
+    let file = files(&app).remove(0);
+    // The beginning of a record, as long as it is being written.
+    std::io::Write::write_all(&mut std::fs::OpenOptions::new().append(true).open(&file).unwrap(), b"LMj1").unwrap();
+    let before = std::fs::read(&file).unwrap();
+    let other = Database::sqlite();
+    let finished = test_app::run(app.dir.path(), &[("DATABASE_URL", &other.url), ("PORT", "0")], &["serve"]).await;
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("cannot use the journal in") && finished.stderr.contains("another server is using it"), "{finished:?}");
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+    assert_eq!(app.webhook(started("RM_2")).await.status, 204);
+    database.give_back();
+    replayed(&app).await;
+    assert_eq!(database.texts("SELECT id AS text FROM webhook_events ORDER BY id").await, ["EV_RM_1", "EV_RM_2"]);
 }
 
 #[tokio::test]
-async fn what_postgresql_refuses_in_words_ends_the_start_at_once() {
-    let Ok(url) = std::env::var("TEST_POSTGRES_URL") else { return };
-    let (user, rest) = url.strip_prefix("postgres://").and_then(|rest| rest.split_once('@')).expect("a user and an address");
-    let dir = tempfile::TempDir::new().unwrap();
-    for (url, word) in [(format!("postgres://{user}x@{rest}"), "password"), (format!("{url}_that_is_not_there"), "does not exist")] {
-        let finished = test_app::run(dir.path(), &[("DATABASE_URL", &url), ("PORT", "0")], &["serve"]).await;
-        assert!(finished.code == Some(1) && finished.stderr.contains(word), "{finished:?}");
-        assert!(!finished.stderr.contains("the start waits for it"), "{finished:?}");
-    }
+async fn w2_a_journal_whose_disk_hangs_refuses_what_memory_should_not_hold() {
+    let mut database = Database::sqlite();
+    let app = builder(&database).env("LIVE_MEETING__STORAGE__JOURNAL_MAX", "1MiB").start().await;
+    database.take_away();
+    assert_eq!(app.webhook(started("RM_0")).await.status, 204);
+    let Some(_strace) = Strace::inject(&app, Some("fdatasync"), "delay_enter=15000000:when=1", Some(&files(&app)[0])) else { return };
+    let large = |number: usize| {
+        let mut event = started(&format!("RM_{number}"));
+        event["room"]["metadata"] = json!("x".repeat(300_000));
+        event
+    };
+    let mut answers: FuturesUnordered<_> = (1..=8).map(|number| app.webhook(large(number))).collect();
+    let first = answers.next().await.expect("an answer");
+    first.assert_problem(503, "databaseUnavailable");
+    app.logged("the journal's disk is slow").await;
 }

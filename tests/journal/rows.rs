@@ -9,12 +9,12 @@ use super::{ANSWERED, builder, replayed, waiting};
 use crate::support::egress_peer::{EgressPeer, counter_pcm};
 use crate::support::test_app::{TestApp, read_wav};
 
-async fn connect(app: &TestApp, participant: &str) -> EgressPeer {
+pub async fn connect(app: &TestApp, participant: &str) -> EgressPeer {
     EgressPeer::connect(app.addr, &format!("/egress-audio?roomName=room&participant={participant}&trackId=TR_{participant}")).await.unwrap()
 }
 
 /// Waits until so much of a participant's audio is in its file.
-async fn written(app: &TestApp, participant: &str, bytes: usize) {
+pub async fn written(app: &TestApp, participant: &str, bytes: usize) {
     let written = async || (app.live(participant).await?["recordedBytes"].as_u64()? == bytes as u64).then_some(());
     app.eventually(&format!("{bytes} bytes of {participant} in the file"), written).await;
 }
@@ -26,7 +26,7 @@ async fn recording(app: &TestApp, participant: &str) -> Value {
 }
 
 /// The segments of a participant's only recording, oldest first: how each ended, and its audio, which its row counts right.
-async fn segments(app: &TestApp, participant: &str) -> Vec<(String, Vec<u8>)> {
+pub async fn segments(app: &TestApp, participant: &str) -> Vec<(String, Vec<u8>)> {
     let recording = recording(app, participant).await;
     assert!(recording["endedAt"].is_string(), "{recording}");
     let segment = |segment: &Value| {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::databases::Database;
-use super::{builder, replayed, waiting};
+use super::{Starting, builder, replayed, waiting};
 use crate::support::test_app::{TestApp, complete};
 
 /// A meeting from its beginning to its end, in the room's life `sid`: its events with their ids.
@@ -111,12 +111,13 @@ pub async fn survive_kill_9(mut database: Database) {
     let events: Vec<Value> = (0..20).flat_map(|number| meeting(&format!("RM_{number}"))).collect();
     deliver(&app, &events).await;
     let stopped = app.kill().await;
-    // The start waits for the database, for so long, and is killed again while it replays.
-    let (app, ()) = tokio::join!(stopped.restart(), async {
-        tokio::time::sleep(Duration::from_millis(1_500)).await;
-        database.give_back();
-    });
-    let app = app.kill().await.restart().await;
+    // The start waits for the database, and is killed again while it replays.
+    let mut starting = Starting::new(stopped.dir.path(), &database.url);
+    starting.says("the start waits for it").await;
+    database.give_back();
+    starting.says("listening address=").await;
+    starting.child.kill().await.unwrap();
+    let app = stopped.restart().await;
     replayed(&app).await;
     let ids = database.texts("SELECT id AS text FROM webhook_events ORDER BY id").await;
     let mut expected: Vec<&str> = events.iter().map(|event| event["id"].as_str().unwrap()).collect();
