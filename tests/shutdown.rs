@@ -2,6 +2,7 @@
 
 mod crowd;
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
@@ -11,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::egress_peer::{BINARY, CloseSeen, EgressPeer, counter_pcm, frame};
+use crate::support::machine::{has_tools, skip};
 use crate::support::test_app::{TestApp, parse_response, read_wav};
 
 /// 10 s are promised of a service manager's patience; four times that decide.
@@ -236,4 +238,63 @@ async fn sigterm_without_a_track_is_a_quick_and_clean_end() {
     assert!(took < 4 * Duration::from_secs(1), "{took:?}");
     assert!(stopped.log.contains("stopping:") && !stopped.log.contains("ERROR"), "{}", stopped.log);
     assert!(std::fs::read_dir(stopped.dir.path()).unwrap().count() == 1, "only the storage is left");
+}
+
+#[tokio::test]
+async fn i7_a_hang_up_ends_nothing() {
+    let app = TestApp::builder().open().start().await;
+    let pcm = counter_pcm(24_000, 1);
+    let (before, behind) = pcm.split_at(48_000);
+    let mut peer = connect(&app, "ana").await;
+    peer.send_pcm(before).await.unwrap();
+    app.received("ana", before.len()).await;
+    for _ in 0..2 {
+        app.signal(Signal::HUP);
+        app.logged("a hang-up is ignored").await;
+    }
+    peer.send_pcm(behind).await.unwrap();
+    peer.close_and_wait().await;
+    assert!(read_wav(&app.wav_file()).1 == pcm);
+}
+
+#[tokio::test]
+async fn i7_sigterm_ends_a_start_that_repairs_files_on_a_slow_disk() {
+    const WHAT: &str = "a start on a slow disk";
+    if !has_tools(WHAT, &["strace"]) {
+        return;
+    }
+    let app = TestApp::builder().open().start().await;
+    let pcm = counter_pcm(24_000, 1);
+    let mut peer = connect(&app, "ana").await;
+    peer.send_pcm(&pcm).await.unwrap();
+    app.eventually("it is written", async || (app.live("ana").await?["recordedBytes"].as_u64()? == pcm.len() as u64).then_some(())).await;
+    app.eventually("its row is there", async || app.items("/api/v1/recordings").await.first().map(drop)).await;
+    let file = app.wav_file();
+    let stopped = app.kill().await;
+    // Sixteen threads have 100 s to do. As a child of the server, so that the signal is the server's.
+    let mut command = tokio::process::Command::new("strace");
+    command.args(["-D", "-f", "-o", "/dev/null"]);
+    let beginning = std::fs::read(&file).unwrap()[..4_044].to_vec();
+    for number in 0..320 {
+        let copy = file.with_file_name(format!("{number:03}.wav"));
+        std::fs::write(&copy, &beginning).unwrap();
+        command.arg("-P").arg(copy);
+    }
+    command.args(["-e", "trace=fsync", "-e", "inject=fsync:delay_enter=5000000", env!("CARGO_BIN_EXE_live-meeting"), "serve"]);
+    command.current_dir(stopped.dir.path()).env_clear().env("HOST", "127.0.0.1").env("PORT", "0").kill_on_drop(true);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let draft = file.with_file_name(".000.wav.json.new");
+    let deadline = Instant::now() + 4 * PROMISED;
+    while !draft.exists() {
+        if child.try_wait().unwrap().is_some() {
+            return skip(WHAT, "strace may not");
+        }
+        assert!(Instant::now() < deadline, "nothing is repaired");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap(), Signal::TERM).unwrap();
+    let status = tokio::time::timeout(4 * PROMISED, child.wait()).await.expect("it ends").unwrap();
+    assert_eq!(status.code(), Some(0));
+    let app = stopped.restart().await;
+    assert!(sealed(&app, "crashed").await == [("ana".to_owned(), pcm)]);
 }
