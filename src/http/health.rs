@@ -48,6 +48,9 @@ pub async fn health(doors: web::Data<Doors>) -> HttpResponse {
     HttpResponse::build(status.0).json(json!({"status": status.1, "timestamp": timestamp, "reasons": reasons}))
 }
 
+/// Reasons, and `.bad` files.
+type Found = (Vec<String>, u64);
+
 /// Looks at the parts, one look at a time.
 pub struct Health {
     store: Store,
@@ -57,7 +60,7 @@ pub struct Health {
     totals: Arc<Totals>,
     syncer: Syncer,
     watchdog: Watchdog,
-    last: Mutex<Option<(Instant, (Vec<String>, u64))>>,
+    last: Mutex<Option<(Instant, Found)>>,
 }
 
 impl Health {
@@ -71,7 +74,7 @@ impl Health {
     }
 
     /// What keeps the server from its work, nothing when it is healthy; and how many `.bad` files lie in the journal.
-    async fn look(&self) -> (Vec<String>, u64) {
+    async fn look(&self) -> Found {
         let mut last = self.last.lock().await;
         if let Some((at, found)) = last.as_ref()
             && at.elapsed() < FRESH

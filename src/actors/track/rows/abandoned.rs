@@ -32,7 +32,7 @@ impl Keeper {
     pub(super) async fn close_abandoned(&mut self, abandoned: Vec<Abandoned>) {
         for Abandoned { segment, is_said } in abandoned {
             let interrupted = self.interrupted(&segment);
-            let repaired = tokio::task::spawn_blocking(move || repair(&interrupted)).await.map_err(io::Error::other).flatten();
+            let repaired = tokio::task::spawn_blocking(move || repair(&interrupted)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
             let (id, path) = (&segment.id, &segment.path);
             let closed = match repaired {
                 Ok(Outcome::Recovered(sidecar) | Outcome::Sealed(sidecar)) => closed_by(id.clone(), &sidecar),
