@@ -1,6 +1,6 @@
 //! When what is recorded is handed to the disk, as the kernel sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::support::egress_peer::{EgressPeer, counter_pcm};
 use crate::support::strace::Strace;
@@ -28,8 +28,9 @@ fn calls(log: &str) -> Vec<(f64, f64, Call)> {
     let mut open: BTreeMap<(String, String), (f64, String)> = BTreeMap::new();
     let mut calls = Vec::new();
     for line in log.lines() {
-        let mut words = line.trim_start().splitn(3, ' ').filter(|word| !word.is_empty());
-        let (Some(thread), Some(time), Some(call)) = (words.next(), words.next(), words.next()) else { continue };
+        // Low numbers of threads are padded with blanks.
+        let Some((thread, rest)) = line.trim_start().split_once(' ') else { continue };
+        let Some((time, call)) = rest.trim_start().split_once(' ') else { continue };
         let Ok(time) = time.parse::<f64>() else { continue };
         if let Some((begun, _)) = call.split_once(" <unfinished") {
             let name = begun.split('(').next().unwrap_or_default();
@@ -63,6 +64,19 @@ fn read(call: &str) -> Option<Call> {
     }
 }
 
+#[test]
+fn a_call_is_understood_whatever_the_number_of_its_thread() {
+    for thread in ["7    ", "12345 ", "123456 "] {
+        let log = format!(
+            "{thread}100.5 pwrite64(9</a/b.wav>, \"x\"..., 4096, 44) = 4096 <0.25>\n\
+             {thread}101.0 fdatasync(9</a/b.wav> <unfinished ...>\n\
+             {thread}102.0 <... fdatasync resumed>) = 0 <1.0>\n"
+        );
+        let found: Vec<(f64, f64, String)> = calls(&log).into_iter().map(|(begun, done, call)| (begun, done, format!("{call:?}"))).collect();
+        assert_eq!(found, [(100.5, 100.75, "Data(\"b.wav\")".to_owned()), (101.0, 102.0, "Sync(\"b.wav\")".to_owned())], "{thread:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d3_what_is_written_is_handed_to_the_disk_within_a_second_and_after_it_was_written() {
     let app = TestApp::builder().open().start().await;
@@ -76,14 +90,19 @@ async fn d3_what_is_written_is_handed_to_the_disk_within_a_second_and_after_it_w
         peer // stays open, so that no seal helps
     });
     let peers = futures_util::future::join_all(speaking).await;
-    strace.detach().await;
+    // One may be written under its temporary name all the time.
+    let seen = async || {
+        let calls = calls(&std::fs::read_to_string(log.path()).unwrap());
+        let files: BTreeSet<&String> = calls.iter().filter_map(|(.., call)| if let Call::Data(file) = call { Some(file) } else { None }).collect();
+        (files.len() >= TRACKS as usize - 1).then_some(())
+    };
+    app.eventually("strace has seen the audio being written", seen).await;
+    drop(strace);
     let calls = calls(&std::fs::read_to_string(log.path()).unwrap());
     let end = calls.iter().map(|(_, done, _)| *done).fold(0.0, f64::max);
-    let files: BTreeMap<String, ()> =
-        calls.iter().filter_map(|(.., call)| if let Call::Data(file) = call { Some((file.clone(), ())) } else { None }).collect();
-    assert!(files.len() >= TRACKS as usize - 1, "{files:?}"); // one may be written under its temporary name all the time
+    let files: BTreeSet<&String> = calls.iter().filter_map(|(.., call)| if let Call::Data(file) = call { Some(file) } else { None }).collect();
     let mut worst = 0.0_f64;
-    for file in files.keys() {
+    for file in files {
         let syncs: Vec<(f64, f64)> = calls
             .iter()
             .filter(|(.., call)| matches!(call, Call::SyncAll) || matches!(call, Call::Sync(synced) if synced == file))
@@ -103,7 +122,7 @@ async fn d3_what_is_written_is_handed_to_the_disk_within_a_second_and_after_it_w
         }
         assert!(syncs.len() * 4 >= SECONDS, "{file}: {} syncs in {SECONDS} s", syncs.len());
     }
-    println!("{} files of {TRACKS} tracks: synced {worst:.3} s after a write at most", files.len());
+    println!("{TRACKS} tracks: synced {worst:.3} s after a write at most");
     for peer in peers {
         peer.close_and_wait().await;
     }
