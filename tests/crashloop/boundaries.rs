@@ -19,7 +19,9 @@ const CALLS: &str = "openat,openat2,mkdir,mkdirat,write,writev,pwrite64,pwritev,
 /// Servers at a time.
 const AT_ONCE: usize = 4;
 /// Of each call, in a test run.
-const OF_EACH: usize = 3;
+const OF_EACH: usize = 5;
+/// Calls are counted for each thread, and which thread makes one is the scheduler's choice: what one run does not reach, another may.
+const TRIES: usize = 3;
 
 /// From when on calls are counted: `strace` does it for each thread, and what a second segment does first is the first of its kind on no thread
 /// that has made the first segment.
@@ -66,7 +68,7 @@ async fn boundaries() -> Option<BTreeSet<Boundary>> {
     for from in [From::Start, From::Middle] {
         let (app, log) = (server().await, tempfile::NamedTempFile::new().unwrap());
         let strace = stream(&app, from, &["-y", "-e", &format!("trace={CALLS}")], log.path()).await?;
-        strace.detach().await;
+        drop(strace);
         let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
         for line in std::fs::read_to_string(log.path()).unwrap().lines() {
             let Some((thread, call)) = line.trim_start().split_once(' ') else { continue };
@@ -85,12 +87,19 @@ async fn boundaries() -> Option<BTreeSet<Boundary>> {
 
 /// The server after its death at a boundary, and whether that was what it died of.
 async fn dies_at((from, call, nth): &Boundary) -> (Stopped, bool) {
-    let mut app = server().await;
     let inject = format!("inject={call}:signal=SIGKILL:when={nth}");
-    let strace = stream(&app, *from, &["-e", &format!("trace={call}"), "-e", &inject], Path::new("/dev/null")).await;
-    let dead = app.child.try_wait().unwrap().is_some();
-    drop(strace);
-    (app.kill().await, dead)
+    let mut tries = 0;
+    loop {
+        let mut app = server().await;
+        let strace = stream(&app, *from, &["-e", &format!("trace={call}"), "-e", &inject], Path::new("/dev/null")).await;
+        let dead = app.child.try_wait().unwrap().is_some();
+        drop(strace);
+        let stopped = app.kill().await;
+        tries += 1;
+        if dead || tries == TRIES {
+            return (stopped, dead);
+        }
+    }
 }
 
 /// Asserts that the files hold, one behind the other, the beginning of what was sent; and how much.
@@ -146,6 +155,8 @@ async fn d2_a_kill_before_any_call_to_the_kernel_leaves_what_a_start_makes_whole
     assert_all_read(&files);
     let reached: BTreeSet<&Boundary> = deaths.iter().filter(|(_, _, dead)| *dead).map(|(boundary, ..)| boundary).collect();
     println!("killed at {} of {} chosen and {} known boundaries: {reached:?}", reached.len(), deaths.len(), all.len());
-    // Calls are counted for each thread, and which thread makes one is the scheduler's choice: some are never reached.
-    assert!(reached.len() * 4 >= deaths.len(), "{} of {} were reached", reached.len(), deaths.len());
+    // Some are never reached, but none of those that come first.
+    assert!(reached.len() * 3 >= deaths.len() * 2, "{} of {} were reached", reached.len(), deaths.len());
+    let missed: Vec<&Boundary> = deaths.iter().filter(|(_, _, dead)| !dead).map(|(boundary, ..)| boundary).collect();
+    assert!(!missed.iter().any(|(.., nth)| *nth == 1), "{missed:?} were not reached");
 }
