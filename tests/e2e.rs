@@ -6,19 +6,18 @@ mod contract;
 mod meetings;
 mod real_livekit;
 
-use std::sync::Once;
-
 use crate::support::fake_livekit::{Audio, FakeLiveKit, OUR_NAME};
 use crate::support::livekit_proxy::LiveKitProxy;
+use crate::support::machine::say;
 use crate::support::test_app::TestApp;
 use real_livekit::{Installed, RealLiveKit};
 
 /// What `tests/e2e/run` has installed; `None`, and a word about it, where it did not.
 fn installed() -> Option<Installed> {
-    static SAID: Once = Once::new();
     let installed = Installed::find();
     if installed.is_none() {
-        SAID.call_once(|| eprintln!("skipped: no real LiveKit, as LIVE_MEETING_E2E is not set (see tests/e2e/run)"));
+        // A step of its own, in CI too.
+        say("skipped: no real LiveKit, as LIVE_MEETING_E2E is not set (see tests/e2e/run)");
     }
     installed
 }

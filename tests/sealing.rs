@@ -3,7 +3,6 @@
 mod by_hand;
 mod finishing;
 mod repairing;
-mod strace;
 mod timeline;
 
 use std::path::{Path, PathBuf};
@@ -14,7 +13,6 @@ use diesel::sqlite::SqliteConnection;
 use diesel::{Connection, QueryableByName, RunQueryDsl, sql_query};
 use live_meeting::audio::format::PcmFormat;
 use live_meeting::recording::wav_header;
-use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::test_app::TestApp;
@@ -28,18 +26,6 @@ fn audio_dir(dir: &Path) -> PathBuf {
 
 fn database(dir: &Path) -> SqliteConnection {
     SqliteConnection::establish(dir.join("storage/live-meeting.db").to_str().unwrap()).unwrap()
-}
-
-/// The sidecar of a file.
-fn sidecar(path: &Path) -> Option<Value> {
-    let text = std::fs::read(format!("{}.json", path.display())).ok()?;
-    Some(serde_json::from_slice(&text).expect("a sidecar is whole"))
-}
-
-/// As `sha256sum` says it.
-fn sha256sum(path: &Path) -> String {
-    let output = std::process::Command::new("sha256sum").arg(path).output().expect("sha256sum runs");
-    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
 }
 
 /// A file of so many bytes of PCM under a header that declares others, with a torn end.

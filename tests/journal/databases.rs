@@ -1,6 +1,5 @@
 //! Databases that can be taken away and given back: SQLite that another process holds, and a PostgreSQL of the test's own that is stopped or killed.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -11,6 +10,8 @@ use futures_util::FutureExt;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
+
+use crate::support::machine::say;
 
 pub struct Database {
     engine: Engine,
@@ -49,7 +50,7 @@ impl Database {
     pub fn postgres(fault: Fault) -> Option<Self> {
         if std::env::var("TEST_POSTGRES_URL").is_err() {
             assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI must name a PostgreSQL server in TEST_POSTGRES_URL");
-            writeln!(std::io::stderr(), "a PostgreSQL that fails is skipped: TEST_POSTGRES_URL is not set").expect("stderr");
+            say("skipped: a PostgreSQL that fails, as TEST_POSTGRES_URL is not set");
             return None;
         }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(".ci/postgres");

@@ -5,9 +5,9 @@ use std::path::Path;
 use diesel::connection::SimpleConnection;
 use tempfile::TempDir;
 
-use super::{TIME, audio_dir, database, interrupted_wav, sidecar};
+use super::{TIME, audio_dir, database, interrupted_wav};
 use crate::support::egress_peer::{EgressPeer, counter_pcm};
-use crate::support::test_app::{ADMIN_KEY, Finished, TestApp, read_wav, run};
+use crate::support::test_app::{ADMIN_KEY, Finished, TestApp, read_wav, run, sidecar};
 
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

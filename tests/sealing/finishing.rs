@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::strace::{self, Start, Traced};
-use super::{audio_dir, ended_rows, sha256sum, sidecar};
+use super::{audio_dir, ended_rows};
 use crate::support::egress_peer::{EgressPeer, counter_pcm};
-use crate::support::faults::Strace;
-use crate::support::test_app::{TestApp, read_wav};
+use crate::support::machine::sha256sum;
+use crate::support::strace::{self, Start, Strace, Traced};
+use crate::support::test_app::{TestApp, read_wav, sidecar};
 
 const PATH: &str = "/egress-audio?roomName=room&participant=ana&trackId=TR_1";
 

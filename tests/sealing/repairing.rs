@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::strace::{self, Start, Traced};
-use super::{TIME, audio_dir, ended_rows, interrupted_wav, killed_while_writing, sha256sum, sidecar};
-use crate::support::test_app::{TestApp, read_wav};
+use super::{TIME, audio_dir, ended_rows, interrupted_wav, killed_while_writing};
+use crate::support::machine::sha256sum;
+use crate::support::strace::{self, Start, Traced};
+use crate::support::test_app::{TestApp, read_wav, sidecar};
 
 /// What a start may take with 1,000 interrupted files.
 const PROMISED: Duration = Duration::from_secs(5);

@@ -1,9 +1,7 @@
 //! A database of its own for each case, on either engine, and the ways around the store into it.
 
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::str::FromStr;
-use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
@@ -16,6 +14,8 @@ use live_meeting::config::DatabaseUrl;
 use live_meeting::db::Store;
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+use crate::support::machine::say;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -42,11 +42,9 @@ pub async fn on_sqlite(case: impl AsyncFnOnce(&TestDatabase)) {
 
 /// Does nothing, and says so, where there is no server; in CI that is a failure.
 pub async fn on_postgres(case: impl AsyncFnOnce(&TestDatabase)) {
-    static SAID: Once = Once::new();
     let Ok(server_url) = std::env::var("TEST_POSTGRES_URL") else {
         assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI must name a PostgreSQL server in TEST_POSTGRES_URL");
-        // Past the capture of test output, which would hide it.
-        SAID.call_once(|| writeln!(std::io::stderr(), "PostgreSQL is skipped: TEST_POSTGRES_URL is not set").expect("stderr"));
+        say("skipped: PostgreSQL, as TEST_POSTGRES_URL is not set");
         return;
     };
     let name = format!("live_meeting_test_{}", uuid::Uuid::new_v4().simple());

@@ -1,15 +1,15 @@
 //! Faults that the system itself has: small disks, failing and slow calls, limits. What a machine does not allow is `None`, said in a line.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::test_app::TestApp;
+use super::machine::{has_tools, skip};
+pub use super::strace::Strace;
 
 /// A file system in memory beneath a server's directory.
 pub struct SmallDisk {
@@ -21,14 +21,20 @@ pub struct SmallDisk {
 impl SmallDisk {
     /// 64 MiB at this place of a new directory.
     pub fn mount(place: &str) -> Option<Self> {
+        Self::of_size(place, "64m")
+    }
+
+    /// The same of another size, as `mount` takes it.
+    pub fn of_size(place: &str, size: &str) -> Option<Self> {
         let dir = Arc::new(TempDir::new().expect("a directory"));
         let path = dir.path().join(place);
         std::fs::create_dir_all(&path).expect("made");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m,mode=750", "tmpfs"]).arg(&path).stderr(Stdio::null()).status();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size},mode=750"), "tmpfs"]).arg(&path).stderr(Stdio::null()).status();
         if mounted.is_ok_and(|status| status.success()) {
             return Some(Self { path, dir });
         }
-        eprintln!("skipped: a file system of its own cannot be mounted here");
+        skip("a small disk", "none can be mounted here");
         None
     }
 
@@ -70,52 +76,6 @@ impl Drop for Ballast {
     }
 }
 
-/// strace at work on a server, until it is dropped.
-pub struct Strace(Child);
-
-/// Every call that puts bytes into a file.
-const WRITES: &str = "write,pwrite64,writev,pwritev,pwritev2";
-
-impl Strace {
-    /// Has calls of the server fail or wait, as in `error=EIO:when=3` or `delay_enter=300000`: writes to one file, or calls by name.
-    pub fn inject(app: &TestApp, calls: Option<&str>, fault: &str, file: Option<&Path>) -> Option<Self> {
-        let calls = calls.unwrap_or(WRITES);
-        let pid = app.child.id().expect("the server runs").to_string();
-        let mut command = Command::new("strace");
-        command.args(["-f", "-o", "/dev/null", "-p", &pid, "-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{fault}")]);
-        if let Some(file) = file {
-            command.arg("-P").arg(file);
-        }
-        let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-        let Ok(mut strace) = started else {
-            eprintln!("skipped: there is no strace");
-            return None;
-        };
-        let mut told = String::new();
-        let mut lines = BufReader::new(strace.stderr.take().expect("piped")).lines();
-        while let Some(Ok(line)) = lines.next() {
-            if line.contains(" attached") {
-                // Nobody reads on; what it says when it ends fits into the pipe.
-                std::thread::spawn(move || lines.for_each(drop));
-                return Some(Self(strace));
-            }
-            told.push_str(&line);
-        }
-        strace.wait().expect("waited for");
-        assert!(told.contains("not permitted"), "{told}");
-        eprintln!("skipped: strace may not attach");
-        None
-    }
-}
-
-impl Drop for Strace {
-    fn drop(&mut self) {
-        let pid = Pid::from_raw(self.0.id() as i32).expect("it was started");
-        kill_process(pid, Signal::INT).ok();
-        self.0.wait().ok();
-    }
-}
-
 /// The frames that SoX, ffprobe and Python find in a WAV file, of those that are installed. None of them may complain.
 pub fn frames_for_players(path: &Path) -> Vec<(&'static str, u64)> {
     const PYTHON: &str = "import sys, wave; w = wave.open(sys.argv[1]); print(len(w.readframes(1 << 30)) // w.getsampwidth() // w.getnchannels())";
@@ -125,10 +85,10 @@ pub fn frames_for_players(path: &Path) -> Vec<(&'static str, u64)> {
         ("soxi", &["-s"]),
     ];
     let frames = |(player, args): (&'static str, &[&str])| {
-        let Ok(output) = Command::new(player).args(args).arg(path).output() else {
-            eprintln!("skipped: there is no {player}");
+        if !has_tools("reading with one of three players", &[player]) {
             return None;
-        };
+        }
+        let output = Command::new(player).args(args).arg(path).output().expect("it runs");
         let [said, complained] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("text"));
         assert!(output.status.success() && complained.is_empty(), "{player}: {complained}");
         Some((player, said.trim().parse().unwrap_or_else(|_| panic!("{player}: {said}"))))

@@ -1,7 +1,10 @@
 //! What this machine can do, and what its kernel says of a process.
 
+use std::collections::BTreeSet;
 use std::io::Write;
+use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// Whether all of these programs are here. Else a line says what is left out for want of them, also where tests are not asked to talk.
@@ -14,8 +17,22 @@ pub fn has_tools(what: &str, tools: &[&str]) -> bool {
 }
 
 /// Says that a test, or a part of one, cannot be done here.
+///
+/// Where `CI=true`, everything is to be done: then it fails, unless `TESTS_MAY_SKIP` has `what` among its names, which commas part.
+#[track_caller]
 pub fn skip(what: &str, why: &str) {
-    writeln!(std::io::stderr(), "skipped: {what}, as {why}").expect("stderr");
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    let may = variable("CI") != "true" || variable("TESTS_MAY_SKIP").split(',').any(|name| name.trim() == what);
+    assert!(may, "CI may not skip this: {what}, as {why} (a machine that cannot do it has TESTS_MAY_SKIP={what:?})");
+    say(&format!("skipped: {what}, as {why}"));
+}
+
+/// Says a line, once, also where tests are not asked to talk: what is printed, their harness keeps to itself.
+pub fn say(line: &str) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if SAID.lock().expect("nobody panics here").insert(line.to_owned()) {
+        writeln!(std::io::stderr(), "{line}").expect("stderr");
+    }
 }
 
 pub fn is_program(name: &str) -> bool {
@@ -27,6 +44,12 @@ pub fn output(command: &mut Command) -> Result<Vec<u8>, String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     let said = || format!("{command:?}: {}: {}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if output.status.success() { Ok(output.stdout) } else { Err(said()) }
+}
+
+/// A file's hash, as another program says it.
+pub fn sha256sum(path: &Path) -> String {
+    let said = output(Command::new("sha256sum").arg(path)).expect("sha256sum runs");
+    String::from_utf8(said).expect("text").split(' ').next().expect("a hash").to_owned()
 }
 
 /// A number from the environment, for runs by hand.

@@ -394,6 +394,12 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
     entries.flatten().flat_map(|entry| if entry.path().is_dir() { walk(&entry.path()) } else { vec![entry.path()] }).collect()
 }
 
+/// The sidecar of a file.
+pub fn sidecar(path: &Path) -> Option<Value> {
+    let text = std::fs::read(format!("{}.json", path.display())).ok()?;
+    Some(serde_json::from_slice(&text).expect("a sidecar is whole"))
+}
+
 /// The PCM of a WAV file as hound reads it, and its format.
 pub fn read_wav(path: &Path) -> (hound::WavSpec, Vec<u8>) {
     let reader = hound::WavReader::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

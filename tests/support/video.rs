@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
+use super::machine::skip;
+
 /// Pictures of a clip: four seconds at 25 a second, with a key frame each second.
 pub const PICTURES: usize = 100;
 pub const WIDTH: u64 = 320;
@@ -46,7 +48,7 @@ pub fn clips() -> &'static [Clip] {
         .map(|(codec, extension, options)| clip(codec, &dir.path().join(format!("{codec}.{extension}")), options))
         .collect();
         made.unwrap_or_else(|| {
-            println!("skipped: ffmpeg with libx264 and libvpx is not here");
+            skip("real video", "ffmpeg with libx264 and libvpx is not here");
             Vec::new()
         })
     })

@@ -1,13 +1,11 @@
 //! Disks that fail under video.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::{connect, messages, path, paths, recording, send};
+use crate::support::faults::{SmallDisk, Strace};
 use crate::support::test_app::TestApp;
 use crate::support::video::{clip_of, expected, files, pictures, probe};
 
@@ -22,20 +20,7 @@ async fn d5_after_a_failed_sync_the_segment_has_failed_and_the_next_one_goes_on(
     send(&mut peer, &clip.messages[..25]).await;
     let file =
         app.eventually("the file", async || files(app.dir.path()).into_iter().find(|file| file.extension().is_some_and(|kind| kind == "ivf"))).await;
-    let pid = app.child.id().expect("it runs").to_string();
-    let strace = tokio::process::Command::new("strace")
-        .args(["-f", "-o", "/dev/null", "-P", file.to_str().unwrap(), "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1", "-p", &pid])
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn();
-    let Ok(mut strace) = strace else { return println!("skipped: strace is not here") };
-    let mut words = BufReader::new(strace.stderr.take().expect("piped")).lines();
-    let said = words.next_line().await.expect("strace speaks").unwrap_or_default();
-    if !said.contains("attached") {
-        return println!("skipped: strace cannot attach: {said}");
-    }
-    // It speaks of every thread, and would end where nobody listens.
-    tokio::spawn(async move { while let Ok(Some(_)) = words.next_line().await {} });
+    let Some(failing) = Strace::inject(&app, Some("fdatasync"), "error=EIO:when=1", Some(&file)) else { return };
     // What comes from now on is synced each second, and that fails; no later sync makes it good. A server that is traced is slow.
     let mut sent = clip.messages[..25].to_vec();
     let since = Instant::now();
@@ -49,7 +34,7 @@ async fn d5_after_a_failed_sync_the_segment_has_failed_and_the_next_one_goes_on(
         // The pace of a camera.
         tokio::time::sleep(Duration::from_millis(40)).await;
     }
-    strace.kill().await.expect("strace ends");
+    drop(failing);
     send(&mut peer, &clip.messages).await;
     sent.extend_from_slice(&clip.messages);
     peer.close_and_wait().await;
@@ -62,31 +47,11 @@ async fn d5_after_a_failed_sync_the_segment_has_failed_and_the_next_one_goes_on(
     assert_eq!(probe(&paths(&app, &recording)[0]).codec, expected("vp8", 0).codec);
 }
 
-/// A small disk of its own; unmounted at the end.
-struct SmallDisk<'a>(&'a Path);
-
-impl<'a> SmallDisk<'a> {
-    fn mount(dir: &'a Path, size: &str) -> Option<Self> {
-        std::fs::create_dir_all(dir).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(dir).stderr(Stdio::null()).status();
-        mounted.is_ok_and(|status| status.success()).then_some(Self(dir))
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        Command::new("umount").arg("-l").arg(self.0).status().ok();
-    }
-}
-
 #[tokio::test]
 async fn d6_a_full_disk_costs_no_picture_and_recording_resumes_by_itself() {
-    let dir = std::sync::Arc::new(tempfile::TempDir::new().unwrap());
-    let video = dir.path().join("storage/egress/video");
-    let Some(_disk) = SmallDisk::mount(&video, "4m") else { return println!("skipped: no tmpfs can be mounted here") };
-    let ballast = video.join("ballast");
-    std::fs::write(&ballast, vec![1; 3 << 20]).unwrap();
-    let app = TestApp::builder().open().dir(&dir).start().await;
+    let Some(disk) = SmallDisk::of_size("storage/egress/video", "4m") else { return };
+    let ballast = disk.fill(1 << 20);
+    let app = TestApp::builder().open().dir(&disk.dir).start().await;
     let mut peer = connect(&app, &path("vp8")).await;
     // Pictures that build on others, 2.5 MB in all: more than there is room for.
     let sent: Vec<Vec<u8>> = (0..100u8).map(|index| [&[0x11, index][..], &vec![index; 25_000]].concat()).collect();
@@ -94,7 +59,7 @@ async fn d6_a_full_disk_costs_no_picture_and_recording_resumes_by_itself() {
     app.logged("no space is left for recordings").await;
     let live = app.live("ana").await.expect("its socket stays up");
     assert_eq!((&live["video"]["lostPictures"], &live["restarts"]["wavWriter"]), (&json!(0), &json!(0)), "{live}");
-    std::fs::remove_file(&ballast).unwrap();
+    drop(ballast);
     app.logged("recordings can be written again").await;
     let close = peer.close_and_wait().await;
     assert!(close.close_frame, "{close:?}");
@@ -107,12 +72,9 @@ async fn d6_a_full_disk_costs_no_picture_and_recording_resumes_by_itself() {
 
 #[tokio::test]
 async fn d6_what_does_not_fit_into_memory_meanwhile_is_lost_whole_and_a_gap_says_so() {
-    let dir = std::sync::Arc::new(tempfile::TempDir::new().unwrap());
-    let video = dir.path().join("storage/egress/video");
-    let Some(_disk) = SmallDisk::mount(&video, "4m") else { return println!("skipped: no tmpfs can be mounted here") };
-    let ballast = video.join("ballast");
-    std::fs::write(&ballast, vec![1; 3 << 20]).unwrap();
-    let app = TestApp::builder().open().env("LIVE_MEETING__INGEST__SPOOL", "4MiB").dir(&dir).start().await;
+    let Some(disk) = SmallDisk::of_size("storage/egress/video", "4m") else { return };
+    let ballast = disk.fill(1 << 20);
+    let app = TestApp::builder().open().env("LIVE_MEETING__INGEST__SPOOL", "4MiB").dir(&disk.dir).start().await;
     let mut peer = connect(&app, &path("vp8")).await;
     let picture = |index: u8| [&[0x11, index][..], &vec![index; 100_000]].concat();
     let sent: Vec<Vec<u8>> = (0..40).map(picture).collect();
@@ -129,12 +91,12 @@ async fn d6_what_does_not_fit_into_memory_meanwhile_is_lost_whole_and_a_gap_says
     let live = app.eventually("all of it there", async || app.live("ana").await.filter(|live| live["video"]["pictures"] == 40)).await;
     let lost = live["video"]["lostPictures"].as_u64().unwrap();
     assert!((1..40).contains(&lost), "{live}");
-    std::fs::remove_file(&ballast).unwrap();
+    drop(ballast);
     app.logged("recordings can be written again").await;
     peer.send_binary(&picture(40)).await.unwrap();
     peer.close_and_wait().await;
     let segment = recording(&app, "vp8").await["segments"][0].clone();
-    let kept: Vec<Vec<u8>> = pictures(&std::fs::read(files(dir.path())[0].clone()).unwrap()).into_iter().map(|(_, picture)| picture).collect();
+    let kept: Vec<Vec<u8>> = pictures(&std::fs::read(files(disk.dir.path())[0].clone()).unwrap()).into_iter().map(|(_, picture)| picture).collect();
     let before = kept.len() - 1;
     assert_eq!(kept, [&sent[..before], &[picture(40)]].concat(), "whole pictures, and nothing between");
     assert_eq!(segment["gaps"], json!([{"startFrame": before, "frames": lost, "reason": "overload"}]), "{segment}");

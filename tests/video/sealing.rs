@@ -1,23 +1,13 @@
 //! Finished files of video: sidecars, hashes, repair, and room for new ones.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::{connect, path, paths, recording, send};
 use crate::support::egress_peer::{EgressPeer, Handshake};
-use crate::support::test_app::{Finished, TestApp, run};
+use crate::support::machine::sha256sum;
+use crate::support::test_app::{Finished, TestApp, run, sidecar};
 use crate::support::video::{HEIGHT, PICTURES, WIDTH, clip_of, clips, declared_pictures, files};
-
-fn sidecar(path: &std::path::Path) -> Option<Value> {
-    let text = std::fs::read(format!("{}.json", path.display())).ok()?;
-    Some(serde_json::from_slice(&text).expect("a sidecar is whole"))
-}
-
-/// As `sha256sum` says it.
-fn sha256sum(path: &std::path::Path) -> String {
-    let output = std::process::Command::new("sha256sum").arg(path).output().expect("sha256sum runs");
-    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
-}
 
 #[tokio::test]
 async fn d8_a_finished_file_of_video_has_a_sidecar_and_a_row_that_say_what_it_is() {
