@@ -329,20 +329,13 @@ impl TrackStats {
 /// Upper bounds of the classes of [`WriteLag`] in milliseconds; the last class has none.
 const LAG_BOUNDS_MS: [u64; 12] = [10, 25, 50, 75, 100, 125, 150, 200, 250, 500, 1_000, 5_000];
 
-/// Those of [`ReadStalls`].
-const STALL_BOUNDS_MS: [u64; 8] = [1, 5, 10, 50, 100, 500, 1_000, 3_000];
-
 /// How long audio took from its arrival to its place in a file: one observation per append, of its oldest frame. Of the whole process.
 #[derive(Debug, Default)]
 pub struct WriteLag(Spans<12>);
 
-/// How long a socket was not read because its track had not taken what came before. Of the whole process.
-#[derive(Debug, Default)]
-pub struct ReadStalls(Spans<8>);
-
 /// Spans of time, counted by classes.
 #[derive(Debug, Default)]
-struct Spans<const N: usize>
+pub(super) struct Spans<const N: usize>
 where
     [AtomicU64; N]: Default,
 {
@@ -365,7 +358,7 @@ impl<const N: usize> Spans<N>
 where
     [AtomicU64; N]: Default,
 {
-    fn observe(&self, bounds: [u64; N], span: Duration) {
+    pub fn observe(&self, bounds: [u64; N], span: Duration) {
         let class = bounds.iter().zip(&self.classes).find(|(bound, _)| span <= Duration::from_millis(**bound));
         class.map_or(&self.beyond, |(_, class)| class).fetch_add(1, Relaxed);
         let micros = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
@@ -373,7 +366,12 @@ where
         self.longest_us.fetch_max(micros, Relaxed);
     }
 
-    fn snapshot(&self, bounds: [u64; N]) -> HistogramSnapshot {
+    /// Of all since the start.
+    pub fn longest(&self) -> Duration {
+        Duration::from_micros(self.longest_us.load(Relaxed))
+    }
+
+    pub fn snapshot(&self, bounds: [u64; N]) -> HistogramSnapshot {
         let bounded = bounds.iter().zip(&self.classes).map(|(bound, class)| (Duration::from_millis(*bound).as_secs_f64(), class.load(Relaxed)));
         let classes = bounded.chain([(f64::INFINITY, self.beyond.load(Relaxed))]).collect();
         HistogramSnapshot { sum: Duration::from_micros(self.sum_us.load(Relaxed)).as_secs_f64(), classes }
@@ -392,26 +390,9 @@ impl WriteLag {
     }
 }
 
-impl ReadStalls {
-    pub fn observe(&self, stall: Duration) {
-        self.0.observe(STALL_BOUNDS_MS, stall);
-    }
-
-    /// Of all since the start.
-    pub fn longest(&self) -> Duration {
-        Duration::from_micros(self.0.longest_us.load(Relaxed))
-    }
-}
-
 impl Histogram for WriteLag {
     fn snapshot(&self) -> HistogramSnapshot {
         self.0.snapshot(LAG_BOUNDS_MS)
-    }
-}
-
-impl Histogram for ReadStalls {
-    fn snapshot(&self) -> HistogramSnapshot {
-        self.0.snapshot(STALL_BOUNDS_MS)
     }
 }
 

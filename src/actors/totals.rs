@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::stats::ReadStalls;
+use super::read_stalls::ReadStalls;
 use crate::metrics::{Counter, Gauge, Metrics};
 
 /// For so long after audio was lost, the server says that it loses audio.
@@ -22,7 +22,7 @@ pub struct Totals {
     pub given_up: Counter,
     /// Tracks whose sender's clock is out of order.
     pub drifting: Counter,
-    /// How long a socket's reader was held up by its own track.
+    /// How long a socket's reader was held up by its own track, or by its thread.
     pub read_stalls: Arc<ReadStalls>,
     last_loss: Mutex<Option<Instant>>,
 }
@@ -33,11 +33,13 @@ impl Totals {
         let read_stalls = Arc::<ReadStalls>::default();
         metrics.histogram_of(
             "ingest_read_stall_seconds",
-            "How long a socket was not read because its track had not taken what came before",
+            "How long a socket was not read because its track had not taken what came before, or its thread did something else",
             Arc::clone(&read_stalls),
         );
         let longest = Arc::clone(&read_stalls);
-        metrics.gauge_of("ingest_read_stall_max_seconds", "The longest of them since the start", move || longest.longest().as_secs_f64());
+        metrics.gauge_of("ingest_read_stall_max_seconds", "The longest of them since the start, those that go on included", move || {
+            longest.longest().as_secs_f64()
+        });
         Self {
             live_tracks: metrics.gauge("live_tracks", "Connections that record"),
             received_bytes: metrics.counter("received_bytes", "Bytes of audio and video that arrived"),

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
 use actix_web::http::header;
@@ -199,14 +199,14 @@ impl EgressSocket {
             Err(SendError::Full(message)) => {
                 // Sent from a task of its own: one that belonged to this actor would be lost with it.
                 let (track, (done, taken)) = (self.track.clone(), oneshot::channel());
-                let full = Instant::now();
+                let stall = self.stats.totals().read_stalls.begin();
                 actix_rt::spawn(async move {
                     if let Err(error) = track.send(message).await {
                         log::error!("a track ended under its audio error={error}");
                     }
                     done.send(()).ok();
                 });
-                ctx.wait(taken.into_actor(self).map(move |_, this, _| this.stats.totals().read_stalls.observe(full.elapsed())));
+                ctx.wait(taken.into_actor(self).map(move |_, _, _| drop(stall)));
             }
             Err(SendError::Closed(_)) => {
                 // A track that ends says so by CloseSocket first: this one died.

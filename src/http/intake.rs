@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::low_water::LowWater;
+use crate::actors::read_stalls::ReadStalls;
 use crate::actors::stats::TrackStats;
 use crate::actors::track::AudioArrived;
 use crate::audio::format::PcmFormat;
@@ -181,15 +182,20 @@ mod pulse {
             all.len() == 1
         });
         if is_first {
-            actix_rt::spawn(beat());
+            actix_rt::spawn(beat(Arc::clone(&intake.stats.totals().read_stalls)));
         }
     }
 
-    async fn beat() {
+    /// It does not come while something else has the thread, and then no socket of it is read: that is told too.
+    async fn beat(stalls: Arc<ReadStalls>) {
         let mut ticks = tokio::time::interval(PULSE);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut due = Instant::now();
         loop {
+            let expected = stalls.expect_at(due, PULSE);
             ticks.tick().await;
+            drop(expected);
+            due = Instant::now() + PULSE;
             let now = Instant::now();
             let idle = LOOKED_AFTER.with_borrow_mut(|all| {
                 all.retain(|intake| intake.upgrade().inspect(|intake| intake.on_pulse(now)).is_some());
@@ -234,6 +240,19 @@ mod tests {
         intake.push(&[1; 4], [0; 4], 4);
         assert!(intake.is_full());
         assert_eq!(intake.take().map(|batch| batch.audio.len()), Some(28_800));
+    }
+
+    #[actix_rt::test]
+    async fn i1_a_thread_that_does_something_else_is_seen_to_read_no_socket() {
+        let intake = intake();
+        let stalls = Arc::clone(&intake.stats.totals().read_stalls);
+        // The pulse has begun, and knows when it is due.
+        tokio::time::sleep(PULSE * 2).await;
+        let busy = Duration::from_millis(500);
+        std::thread::sleep(busy);
+        assert!(stalls.longest() >= busy - PULSE, "{stalls:?} while it goes on");
+        tokio::time::sleep(PULSE * 2).await;
+        assert!(stalls.longest() >= busy - PULSE, "{stalls:?} when it is over");
     }
 
     #[actix_rt::test]

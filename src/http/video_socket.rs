@@ -139,10 +139,12 @@ impl VideoSocket {
         let arrived = VideoArrived { message, arrival: Arrival { at, wall: self.clock.at(at) } };
         // Sent from a task of its own: one that belonged to this actor would be lost with it.
         let (track, (done, taken)) = (self.track.clone(), oneshot::channel());
+        let stall = self.stats.totals().read_stalls.begin();
         actix_rt::spawn(async move {
             done.send(track.send(arrived).await).ok();
         });
-        ctx.wait(taken.into_actor(self).map(|taken, socket, ctx| {
+        ctx.wait(taken.into_actor(self).map(move |taken, socket, ctx| {
+            drop(stall);
             // A track that ends says so by CloseSocket first: one that takes nothing before has died.
             if !matches!(taken, Ok(Ok(()))) && !std::mem::replace(&mut socket.finishing, true) {
                 log::error!("a connection is closed: its track has died");
