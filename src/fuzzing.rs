@@ -7,16 +7,19 @@ use std::cell::Cell;
 use std::path::{Component, Path};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use chrono::DateTime;
 use futures_util::{Stream, stream};
 
+use crate::actors::stats::TrackStats;
 use crate::audio::format::PcmFormat;
-use crate::http::fuzzed::IngestQuery;
+use crate::clock::Clock;
+use crate::http::fuzzed::{IngestQuery, Intake, audio_limits, video_limits};
 use crate::http::ws_guard::{GuardLimits, Violation, WsGuard};
 use crate::livekit::egress_stream::{TextMessage, parse_text};
 use crate::livekit::webhook::{WebhookVerifier, parse, sign};
@@ -25,70 +28,101 @@ use crate::recording::repair::{Interrupted, Outcome, repair};
 use crate::recording::sidecar;
 use crate::recording::wav_header::{self, HEADER_BYTES};
 
-/// As in production, but for a pace that no input reaches.
-const LIMITS: GuardLimits = GuardLimits {
-    binary_bytes: 65_536,
-    text_bytes: 4_096,
-    fragments: 64,
-    message_time: Duration::from_secs(5),
-    bytes_per_second: 1e12,
-    frames_per_second: 1e12,
-    burst_bytes: 1e12,
-    burst_frames: 1e12,
-};
+/// The limits of production, but for a pace that no input reaches.
+fn unpaced(limits: GuardLimits) -> GuardLimits {
+    GuardLimits { bytes_per_second: 1e12, frames_per_second: 1e12, burst_bytes: 1e12, burst_frames: 1e12, ..limits }
+}
+
+/// What a guard lets through, in its order.
+#[derive(Debug, PartialEq)]
+enum Passed {
+    /// Frames as they came.
+    Frames(Vec<u8>),
+    /// Payloads of whole binary messages, which are collected beside them.
+    Audio(Vec<u8>),
+}
+
+/// Adds what is of the same kind to the last.
+fn add(passed: &mut Vec<Passed>, next: Passed) {
+    match (passed.last_mut(), next) {
+        (Some(Passed::Frames(all)), Passed::Frames(more)) | (Some(Passed::Audio(all)), Passed::Audio(more)) => all.extend(more),
+        (_, next) => passed.push(next),
+    }
+}
+
+/// What a guard's reader is told with when audio has been collected, and a pong that a peer may send too.
+const EMPTY_PONG: &[u8] = &[0x8a, 0x80, 0, 0, 0, 0];
 
 /// The bytes of a connection, behind one that says in pieces of how many bytes they come: what passes is a beginning of them, in whole frames,
-/// and ends where a reading of all of them at once ends, for the same reason.
+/// and ends where a reading of all of them at once ends, for the same reason. So it is of video, and of audio, which is collected on the way.
 pub fn ws_guard(data: &[u8]) {
     let Some((piece, wire)) = data.split_first() else { return };
-    let pieces = wire.chunks(usize::from(*piece).max(1)).map(|piece| Ok(Bytes::copy_from_slice(piece)));
+    let piece = usize::from(*piece).max(1);
+    guarded(wire, piece, unpaced(video_limits(1.0)), false);
+    guarded(wire, piece, unpaced(audio_limits(PcmFormat::LIVEKIT, true, 1.0)), true);
+}
+
+fn guarded(wire: &[u8], piece: usize, limits: GuardLimits, collecting: bool) {
+    let pieces = wire.chunks(piece).map(|piece| Ok(Bytes::copy_from_slice(piece)));
     let violation = Rc::new(Cell::new(None));
-    let mut guard = WsGuard::new(stream::iter(pieces), LIMITS, Rc::clone(&violation));
+    let stats = Arc::new(TrackStats::new(PcmFormat::LIVEKIT, Arc::default()));
+    let intake = Rc::new(Intake::alone(PcmFormat::LIVEKIT, stats, Clock::start(), None));
+    let mut guard = WsGuard::new(stream::iter(pieces), limits, Rc::clone(&violation));
+    if collecting {
+        guard = guard.collecting_in(Rc::clone(&intake));
+    }
     let mut context = Context::from_waker(Waker::noop());
     let mut passed = Vec::new();
     loop {
-        match Pin::new(&mut guard).poll_next(&mut context) {
-            Poll::Ready(Some(Ok(frames))) => passed.extend_from_slice(&frames),
+        let polled = Pin::new(&mut guard).poll_next(&mut context);
+        // As the adapter does: before a frame is looked at, what was collected before it is taken.
+        if polled.is_ready()
+            && let Some(batch) = intake.take()
+        {
+            assert!(batch.audio.len() < intake.batch_bytes() + usize::try_from(limits.binary_bytes).expect("a size"), "no more is collected");
+            add(&mut passed, Passed::Audio(batch.audio.to_vec()));
+        }
+        match polled {
+            Poll::Ready(Some(Ok(frames))) if frames == EMPTY_PONG => {}
+            Poll::Ready(Some(Ok(frames))) => add(&mut passed, Passed::Frames(frames.to_vec())),
             Poll::Ready(Some(Err(_))) => assert!(violation.get().is_some(), "an error is a violation"),
             Poll::Ready(None) => break,
             // It lets its reader look, and wakes it.
             Poll::Pending => {}
         }
     }
-    let (expected, broken) = allowed(wire);
-    assert_eq!(passed.len(), expected, "so many bytes are whole frames that break no rule");
-    assert!(wire.starts_with(&passed));
+    let (expected, broken) = allowed(wire, limits, collecting);
+    assert!(passed == expected, "{passed:?} has passed, and {expected:?} breaks no rule");
     assert_eq!(violation.get(), broken);
 }
 
-/// The rules of the guard once more, for bytes that are all there: how far they keep to them, and what they break.
-fn allowed(wire: &[u8]) -> (usize, Option<Violation>) {
-    let (mut at, mut message) = (0, None::<(u64, u64, u32)>);
-    loop {
+/// The rules of the guard once more, for bytes that are all there: what keeps to them, and what they break.
+fn allowed(wire: &[u8], limits: GuardLimits, collecting: bool) -> (Vec<Passed>, Option<Violation>) {
+    let (mut at, mut message, mut passed) = (0, None::<(u64, u64, u32)>, Vec::new());
+    let broken = loop {
         let rest = wire.get(at..).unwrap_or_default();
-        let [first, second, ..] = *rest else { return (at, None) };
+        let [first, second, ..] = *rest else { break None };
         let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
         if first & 0x70 != 0 {
-            return (at, Some(Violation::Protocol("reserved bits")));
+            break Some(Violation::Protocol("reserved bits"));
         }
         if second & 0x80 == 0 {
-            return (at, Some(Violation::Protocol("an unmasked frame")));
+            break Some(Violation::Protocol("an unmasked frame"));
         }
         let extended = match second & 0x7f {
             126 => 2,
             127 => 8,
             _ => 0,
         };
-        let Some(length) = rest.get(2..2 + extended) else { return (at, None) };
+        let Some(length) = rest.get(2..2 + extended) else { break None };
         let length = length.iter().fold(0_u64, |length, byte| length << 8 | u64::from(*byte));
         let length = if extended == 0 { u64::from(second & 0x7f) } else { length };
-        if length > LIMITS.binary_bytes {
-            return (at, Some(Violation::TooBig));
+        if length > limits.binary_bytes {
+            break Some(Violation::TooBig);
         }
-        let whole = 2 + extended + 4 + usize::try_from(length).expect("64 KiB at most");
-        if rest.len() < whole {
-            return (at, None);
-        }
+        let head = 2 + extended + 4;
+        let Some(frame) = rest.get(..head + usize::try_from(length).expect("2 MiB at most")) else { break None };
+        let alone = message.is_none();
         let broken = match (opcode, &mut message) {
             (8..=10, _) if !fin => Some(Violation::Protocol("a control frame in fragments")),
             (8..=10, _) if length > 125 => Some(Violation::Protocol("a control frame over 125 bytes")),
@@ -96,12 +130,12 @@ fn allowed(wire: &[u8]) -> (usize, Option<Violation>) {
             (0, None) => Some(Violation::Protocol("a continuation of nothing")),
             (1 | 2, Some(_)) => Some(Violation::Protocol("a message inside another")),
             (0..=2, open) => {
-                let limit = if opcode == 1 { LIMITS.text_bytes } else { LIMITS.binary_bytes };
+                let limit = if opcode == 1 { limits.text_bytes } else { limits.binary_bytes };
                 let (bytes, limit, fragments) = open.get_or_insert((0, limit, 0));
                 (*bytes, *fragments) = (*bytes + length, *fragments + 1);
                 match () {
                     () if *bytes > *limit => Some(Violation::TooBig),
-                    () if *fragments > LIMITS.fragments => Some(Violation::Protocol("too many fragments")),
+                    () if *fragments > limits.fragments => Some(Violation::Protocol("too many fragments")),
                     () if !fin && length == 0 => Some(Violation::Protocol("an empty fragment")),
                     () => None,
                 }
@@ -109,13 +143,23 @@ fn allowed(wire: &[u8]) -> (usize, Option<Violation>) {
             _ => Some(Violation::Protocol("an unknown opcode")),
         };
         if broken.is_some() {
-            return (at, broken);
+            break broken;
         }
         if fin && opcode < 8 {
             message = None;
         }
-        at += whole;
-    }
+        at += frame.len();
+        if collecting && fin && opcode == 2 && alone {
+            let (mask, payload) = frame.split_at(head - 4).1.split_at(4);
+            let audio: Vec<u8> = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
+            if !audio.is_empty() {
+                add(&mut passed, Passed::Audio(audio));
+            }
+        } else if frame != EMPTY_PONG {
+            add(&mut passed, Passed::Frames(frame.to_vec()));
+        }
+    };
+    (passed, broken)
 }
 
 /// A query string: what is taken from it is within its bounds.
@@ -274,7 +318,9 @@ mod tests {
     /// Frames with lengths about the bounds, of any kind, some of them cut off.
     fn frames() -> impl Strategy<Value = Vec<u8>> {
         let length = prop_oneof![0..200_usize, Just(4_095), Just(4_097), Just(60_000), Just(65_536), Just(65_537)];
-        let frame = (any::<bool>(), prop_oneof![9 => 0..3_u8, 3 => 8..11_u8, 1 => any::<u8>()], length).prop_map(|(fin, opcode, length)| {
+        // Most often whole binary messages, as audio is.
+        let kind = prop_oneof![1 => Just(0), 1 => Just(1), 8 => Just(2), 3 => 8..11_u8, 1 => any::<u8>()];
+        let frame = (proptest::bool::weighted(0.85), kind, length, any::<[u8; 4]>()).prop_map(|(fin, opcode, length, mask)| {
             let mut frame = vec![u8::from(fin) << 7 | opcode];
             match length {
                 0..126 => frame.push(0x80 | length as u8),
@@ -287,8 +333,8 @@ mod tests {
                     frame.extend((length as u64).to_be_bytes());
                 }
             }
-            frame.extend([1, 2, 3, 4]);
-            frame.resize(frame.len() + length, 7);
+            frame.extend(mask);
+            frame.extend((0..length).map(|at| (at * 31 % 251) as u8));
             frame
         });
         (any::<u8>(), proptest::collection::vec(frame, 0..20), 0..10_usize).prop_map(|(piece, frames, cut)| {

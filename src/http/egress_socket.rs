@@ -137,7 +137,7 @@ pub(super) fn close_reason(reason: EndReason) -> CloseReason {
     CloseReason { code, description: Some(reason.as_str().to_owned()) }
 }
 
-fn guard_limits(format: PcmFormat, from_livekit: bool, max_speed: f64) -> GuardLimits {
+pub(crate) fn guard_limits(format: PcmFormat, from_livekit: bool, max_speed: f64) -> GuardLimits {
     // A mono declaration of LiveKit may turn out to be stereo.
     let byte_rate = if from_livekit { format.byte_rate().max(PcmFormat::LIVEKIT.byte_rate()) } else { format.byte_rate() };
     let byte_rate = f64::from(u32::try_from(byte_rate).unwrap_or(u32::MAX));

@@ -50,11 +50,18 @@ pub struct Intake {
 impl Intake {
     /// Is looked after by this thread's pulse for as long as it lives.
     pub fn new(format: PcmFormat, stats: Arc<TrackStats>, clock: Clock, socket: Option<std::os::fd::OwnedFd>) -> Rc<Self> {
+        let intake = Rc::new(Self::alone(format, stats, clock, socket));
+        pulse::look_after(&intake);
+        intake
+    }
+
+    /// Is looked after by nobody: a batch that does not fill up waits for the next look at it.
+    pub(crate) fn alone(format: PcmFormat, stats: Arc<TrackStats>, clock: Clock, socket: Option<std::os::fd::OwnedFd>) -> Self {
         let batch_bytes = usize::try_from(format.bytes_in(BATCH)).unwrap_or(usize::MAX).max(4);
         let messages = u64::try_from(BATCH.as_millis() / MESSAGE.as_millis()).unwrap_or(1);
         let mark = batch_bytes.saturating_add(usize::try_from(messages * FRAME_HEADER_BYTES).unwrap_or(0));
         let now = Instant::now();
-        let intake = Rc::new(Self {
+        Self {
             batch_bytes,
             audio: RefCell::default(),
             since: Cell::new(None),
@@ -65,9 +72,7 @@ impl Intake {
             low_water: socket.map(|socket| LowWater::new(socket, mark)),
             clock,
             stats,
-        });
-        pulse::look_after(&intake);
-        intake
+        }
     }
 
     /// Something was read from the socket.
@@ -92,6 +97,12 @@ impl Intake {
         let room = ahead.min(self.batch_bytes.saturating_sub(audio.len())).max(payload.len());
         audio.reserve(room);
         unmask_into(&mut audio, payload, mask);
+    }
+
+    /// From how many bytes on a batch is whole.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn batch_bytes(&self) -> usize {
+        self.batch_bytes
     }
 
     /// Whether a batch is whole.

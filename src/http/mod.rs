@@ -19,7 +19,10 @@ pub mod ws_guard;
 /// For `crate::fuzzing`, which no server has.
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzed {
+    pub(crate) use super::egress_socket::guard_limits as audio_limits;
     pub(crate) use super::ingest_query::IngestQuery;
+    pub(crate) use super::intake::Intake;
+    pub(crate) use super::video_socket::guard_limits as video_limits;
 }
 
 use std::sync::Arc;

@@ -101,7 +101,7 @@ async fn open(request: HttpRequest, payload: web::Payload, peer: &str, doors: we
     Ok(response.streaming(stream))
 }
 
-fn guard_limits(max_speed: f64) -> GuardLimits {
+pub(crate) fn guard_limits(max_speed: f64) -> GuardLimits {
     let bytes_per_second = max_speed * BYTES_PER_SECOND;
     GuardLimits {
         binary_bytes: MAX_BINARY_BYTES,

@@ -271,17 +271,12 @@ mod tests {
     use futures_util::{FutureExt, StreamExt, stream};
 
     use super::*;
+    use crate::audio::format::PcmFormat;
+    use crate::http::egress_socket::guard_limits;
 
-    const LIMITS: GuardLimits = GuardLimits {
-        binary_bytes: 65_536,
-        text_bytes: 4_096,
-        fragments: 64,
-        message_time: Duration::from_secs(5),
-        bytes_per_second: 8.0 * 192_000.0,
-        frames_per_second: 800.0,
-        burst_bytes: 1_920_000.0,
-        burst_frames: 1_000.0,
-    };
+    fn limits() -> GuardLimits {
+        guard_limits(PcmFormat::LIVEKIT, true, 8.0)
+    }
 
     fn frame(fin: bool, opcode: u8, payload: usize) -> Vec<u8> {
         let mut frame = vec![u8::from(fin) << 7 | opcode];
@@ -305,7 +300,7 @@ mod tests {
     async fn guarded(pieces: Vec<Vec<u8>>) -> (Vec<Bytes>, Option<Violation>) {
         let violation = Rc::new(Cell::new(None));
         let inner = stream::iter(pieces.into_iter().map(|piece| Ok(Bytes::from(piece))));
-        let mut guard = WsGuard::new(inner, LIMITS, Rc::clone(&violation));
+        let mut guard = WsGuard::new(inner, limits(), Rc::clone(&violation));
         let mut frames = Vec::new();
         while let Some(Ok(frame)) = guard.next().await {
             frames.push(frame);
@@ -328,7 +323,7 @@ mod tests {
     #[actix_rt::test]
     async fn a_reader_is_given_one_frame_before_the_next() {
         let inner = stream::iter([Ok(Bytes::from([frame(true, BINARY, 4), frame(true, BINARY, 4)].concat()))]);
-        let mut guard = WsGuard::new(inner, LIMITS, Rc::default());
+        let mut guard = WsGuard::new(inner, limits(), Rc::default());
         assert!(guard.next().now_or_never().is_some());
         assert!(guard.next().now_or_never().is_none());
         assert!(guard.next().now_or_never().is_some());
@@ -378,7 +373,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(2)).await;
             Ok(Bytes::from(frame(true, PING, 4)))
         });
-        let mut guard = WsGuard::new(Box::pin(pieces.chain(late)), LIMITS, Rc::clone(&violation));
+        let mut guard = WsGuard::new(Box::pin(pieces.chain(late)), limits(), Rc::clone(&violation));
         let mut frames = 0;
         while let Some(Ok(_)) = guard.next().await {
             frames += 1;
@@ -391,7 +386,7 @@ mod tests {
         tokio::time::pause();
         let minute = vec![frame(true, BINARY, 1_920); 6_000].concat();
         let inner = stream::iter([Ok(Bytes::from(minute))]);
-        let mut guard = WsGuard::new(inner, LIMITS, Rc::default());
+        let mut guard = WsGuard::new(inner, limits(), Rc::default());
         let start = Instant::now();
         let mut frames = 0;
         while guard.next().await.is_some() {
@@ -407,7 +402,7 @@ mod tests {
     async fn tiny_frames_are_paced_by_their_number() {
         tokio::time::pause();
         let inner = stream::iter([Ok(Bytes::from(vec![frame(true, BINARY, 1); 2_600].concat()))]);
-        let mut guard = WsGuard::new(inner, LIMITS, Rc::default());
+        let mut guard = WsGuard::new(inner, limits(), Rc::default());
         let start = Instant::now();
         while guard.next().await.is_some() {}
         let took = start.elapsed().as_secs_f64();
@@ -416,10 +411,10 @@ mod tests {
 
     /// A guard that collects, and what it was given; the frames that an adapter would see, with the audio that it takes at each pong.
     async fn collected(pieces: Vec<Vec<u8>>) -> (Vec<u8>, Vec<Bytes>) {
-        let stats = std::sync::Arc::new(crate::actors::stats::TrackStats::new(crate::audio::format::PcmFormat::LIVEKIT, std::sync::Arc::default()));
-        let intake = Intake::new(crate::audio::format::PcmFormat::LIVEKIT, stats, crate::clock::Clock::start(), None);
+        let stats = std::sync::Arc::new(crate::actors::stats::TrackStats::new(PcmFormat::LIVEKIT, std::sync::Arc::default()));
+        let intake = Intake::new(PcmFormat::LIVEKIT, stats, crate::clock::Clock::start(), None);
         let inner = stream::iter(pieces.into_iter().map(|piece| Ok(Bytes::from(piece))));
-        let mut guard = WsGuard::new(inner, LIMITS, Rc::default()).collecting_in(Rc::clone(&intake));
+        let mut guard = WsGuard::new(inner, limits(), Rc::default()).collecting_in(Rc::clone(&intake));
         let (mut audio, mut frames) = (Vec::new(), Vec::new());
         while let Some(Ok(frame)) = guard.next().await {
             if frame != BATCH_IS_THERE {
