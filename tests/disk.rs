@@ -1,4 +1,4 @@
-//! Disks that are full, that refuse, and that stall (D6, F11, I1).
+//! Disks that are full, and that refuse (D6, F11).
 
 mod faults;
 mod full;
@@ -64,11 +64,7 @@ async fn all_recorded(app: &TestApp, participant: &str) {
 
 /// A number of `GET /metrics`.
 async fn metric(app: &TestApp, name: &str) -> f64 {
-    let page = app.get("/metrics").await;
-    assert_eq!(page.status, 200);
-    let text = String::from_utf8(page.body).expect("text");
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or_else(|| panic!("no {name} in\n{text}"));
-    value.parse().expect("a number")
+    app.metric(name).await
 }
 
 /// What `/health` has against the server.

@@ -1,6 +1,6 @@
 //! With the database away, what comes goes to the journal, and from there to the database when it is back.
 
-mod databases;
+pub mod databases;
 mod door;
 mod killed;
 mod rows;

@@ -282,6 +282,15 @@ impl TestApp {
         self.get_json(path).await["items"].as_array().expect("items").clone()
     }
 
+    /// A number of `GET /metrics`.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let page = self.get("/metrics").await;
+        assert_eq!(page.status, 200);
+        let text = String::from_utf8(page.body).expect("text");
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or_else(|| panic!("no {name} in\n{text}"));
+        value.parse().expect("a number")
+    }
+
     /// The open track of a participant.
     pub async fn live(&self, participant: &str) -> Option<Value> {
         self.items("/api/v1/tracks/live").await.into_iter().find(|track| track["participant"] == participant)
