@@ -1,5 +1,6 @@
 //! Disks that are full, and that refuse (D6, F11).
 
+mod calls;
 mod faults;
 mod full;
 
