@@ -86,6 +86,7 @@ impl Speakers {
             let (sent, close) = task.await.unwrap();
             assert!(close.close_frame, "{close:?}");
             let segments = recording_of(app, &format!("p{}", number - 1)).await["segments"].as_array().unwrap().clone();
+            assert!(segments.iter().all(|segment| segment["gaps"] == serde_json::json!([])), "{segments:?}");
             let pcm = |segment: &serde_json::Value| read_wav(&app.audio_dir().join(segment["path"].as_str().unwrap())).1;
             let recorded: Vec<u8> = segments.iter().flat_map(pcm).collect();
             assert!(recorded == counter_pcm(sent / 4, number), "track {number}: {} of {sent} bytes", recorded.len());
@@ -199,4 +200,39 @@ async fn i4_a_crowd_takes_no_descriptor_that_the_next_segment_of_a_live_track_ne
     assert_eq!(served, 200);
     speakers.assert_whole(&app).await;
     assert!(!app.log().contains("Too many open files"), "{}", app.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i4_a_thousand_half_handshakes_are_closed_in_time_and_cost_nobody_else_anything() {
+    // What `f12_…` promises of one (`slow`); four times that decide.
+    const CLOSED_WITHIN: Duration = Duration::from_secs(4 * 5);
+    const HALVES: u64 = 1_000;
+    let (needed, allowed) = (HALVES * 15 / 8 + 1_000, allow_descriptors(HALVES * 15 / 8 + 1_000));
+    if needed > allowed {
+        return skip("a crowd of idle sockets", &format!("{HALVES} want {needed} descriptors, and {allowed} are allowed"));
+    }
+    let app = TestApp::builder().open().start().await;
+    let (speakers, addr) = (Speakers::start(&app).await, app.addr);
+    let halves: Vec<TcpStream> = futures_util::stream::iter(0..HALVES)
+        .map(|number| async move {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            let half = format!("GET /egress-audio?roomName=crowd&participant=h{number} HTTP/1.1\r\nHost: x\r\nUpgrade: webs");
+            stream.write_all(half.as_bytes()).await.unwrap();
+            stream
+        })
+        .buffer_unordered(256)
+        .collect()
+        .await;
+    let since = Instant::now();
+    let newcomer = EgressPeer::connect(app.addr, "/egress-audio?roomName=room&participant=late").await.unwrap();
+    assert!(newcomer.close_and_wait().await.close_frame, "who comes meanwhile is let in");
+    let closed = futures_util::future::join_all(halves.into_iter().map(async |mut half| {
+        let mut answer = Vec::new();
+        half.read_to_end(&mut answer).await.ok(); // a reset is an end too
+        answer
+    }));
+    let answers = tokio::time::timeout(CLOSED_WITHIN, closed).await.expect("all are closed in time");
+    println!("{HALVES} half handshakes were closed after {:?}", since.elapsed());
+    assert!(!answers.iter().any(|answer| answer.starts_with(b"HTTP/1.1 101")), "nobody is let in");
+    speakers.assert_whole(&app).await;
 }
