@@ -320,21 +320,3 @@ async fn no_extension_and_no_subprotocol_is_accepted() {
     // The peer fails if the 101 chooses any.
     EgressPeer::connect_with(app.addr, PATH, offering).await.unwrap().close_and_wait().await;
 }
-
-#[tokio::test]
-async fn f12_a_slow_handshake_head_is_closed() {
-    let app = TestApp::builder().open().start().await;
-    let mut stream = TcpStream::connect(app.addr).await.unwrap();
-    stream.write_all(format!("GET {PATH} HTTP/1.1\r\nHost: {}\r\nX-Slow: ", app.addr).as_bytes()).await.unwrap();
-    let (mut reader, mut writer) = stream.split();
-    let mut answer = Vec::new();
-    let drip = async {
-        while writer.write_all(b"x").await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    // 5 s are promised; four times that decide.
-    let closed = tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(reader.read_to_end(&mut answer), drip) }).await;
-    closed.expect("closed in time").0.ok(); // a reset is an end too
-    assert!(!String::from_utf8_lossy(&answer).contains("101"), "{answer:?}");
-}
