@@ -151,7 +151,8 @@ async fn a_reset_connection_keeps_what_was_read() {
     let all = pcm.len() as u64;
     app.eventually("the audio is read", async || (app.items("/api/v1/tracks/live").await.first()?["bytes"].as_u64()? == all).then_some(())).await;
     peer.reset();
-    app.logged("track closed").await;
+    // 2 s are promised; four times that decide.
+    tokio::time::timeout(4 * Duration::from_secs(2), app.logged("track closed")).await.expect("it is sealed in time");
     assert_eq!(read_wav(&app.wav_file()).1, pcm);
     assert_eq!(recording(&app).await["segments"][0]["endReason"], "lost");
 }
