@@ -63,7 +63,7 @@ async fn assert_goes_on(livekit: &FakeLiveKit, app: &TestApp, tracks: &[(String,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_crash_every_live_track_is_recorded_again_without_any_webhook() {
+async fn i6_after_a_crash_every_live_track_is_recorded_again_without_any_webhook() {
     let (livekit, app) = autopilot().await;
     let tracks = five_tracks(&livekit, &app).await;
     let stopped = app.kill().await;

@@ -47,7 +47,7 @@ async fn a_lost_track_does_not_wait_behind_new_ones_that_no_node_takes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_end_of_an_egress_whose_track_goes_on_is_followed_by_another_one_of_the_same_recording() {
+async fn i5_every_end_of_an_egress_whose_track_goes_on_is_followed_by_another_one_of_the_same_recording() {
     let (livekit, app) = in_real_time().await;
     let ends = [
         ("crash", End::Crash),
