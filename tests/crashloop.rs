@@ -8,6 +8,7 @@
 //! ```
 
 mod boundaries;
+mod memory;
 mod readers;
 mod syncs;
 
