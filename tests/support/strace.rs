@@ -15,6 +15,8 @@ use super::test_app::{ADMIN_KEY, TestApp};
 /// Starts and kills under strace are slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(10);
+/// How long a tracer may take to let a server go; then the kernel does it.
+const LETS_GO: Duration = Duration::from_secs(5);
 /// Every call that puts bytes into a file.
 const WRITES: &str = "write,pwrite64,writev,pwritev,pwritev2";
 
@@ -96,8 +98,13 @@ impl Attaching {
 impl Drop for Strace {
     fn drop(&mut self) {
         let pid = Pid::from_raw(self.child.id() as i32).expect("it was started");
-        // What it traced may have died, and it with that.
+        // What it traced may have died, and it with that. One that is asked to let go of what just dies may wait for it for ever.
         kill_process(pid, Signal::INT).ok();
+        let since = Instant::now();
+        while self.child.try_wait().is_ok_and(|ended| ended.is_none()) && since.elapsed() < LETS_GO {
+            std::thread::sleep(LOOK);
+        }
+        self.child.kill().ok();
         self.child.wait().ok();
     }
 }
