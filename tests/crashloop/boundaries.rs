@@ -92,8 +92,8 @@ async fn dies_at((from, call, nth): &Boundary) -> (Stopped, bool) {
     loop {
         let mut app = server().await;
         let strace = stream(&app, *from, &["-e", &format!("trace={call}"), "-e", &inject], Path::new("/dev/null")).await;
-        let dead = app.child.try_wait().unwrap().is_some();
         drop(strace);
+        let dead = app.child.try_wait().unwrap().is_some();
         let stopped = app.kill().await;
         tries += 1;
         if dead || tries == TRIES {

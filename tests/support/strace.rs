@@ -16,7 +16,7 @@ use super::test_app::{ADMIN_KEY, TestApp};
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(10);
 /// How long a tracer may take to let a server go; then the kernel does it.
-const LETS_GO: Duration = Duration::from_secs(5);
+const LETS_GO: Duration = Duration::from_secs(2);
 /// Every call that puts bytes into a file.
 const WRITES: &str = "write,pwrite64,writev,pwritev,pwritev2";
 
