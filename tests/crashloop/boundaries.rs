@@ -156,7 +156,7 @@ async fn d2_a_kill_before_any_call_to_the_kernel_leaves_what_a_start_makes_whole
     let reached: BTreeSet<&Boundary> = deaths.iter().filter(|(_, _, dead)| *dead).map(|(boundary, ..)| boundary).collect();
     println!("killed at {} of {} chosen and {} known boundaries: {reached:?}", reached.len(), deaths.len(), all.len());
     // Some are never reached, but none of those that come first.
-    assert!(reached.len() * 3 >= deaths.len() * 2, "{} of {} were reached", reached.len(), deaths.len());
+    assert!(reached.len() * 5 >= deaths.len() * 4, "{} of {} were reached", reached.len(), deaths.len());
     let missed: Vec<&Boundary> = deaths.iter().filter(|(_, _, dead)| !dead).map(|(boundary, ..)| boundary).collect();
     assert!(!missed.iter().any(|(.., nth)| *nth == 1), "{missed:?} were not reached");
 }
