@@ -8,6 +8,9 @@ use crate::support::test_app::{ADMIN_KEY, Finished, Stopped, TestApp, run};
 
 const FILE: &str = "storage/live-meeting.db";
 
+/// What is made of a file's content.
+type Spoil = fn(Vec<u8>) -> Vec<u8>;
+
 /// A server that has recorded something and ended.
 async fn recorded() -> (Stopped, Vec<u8>) {
     let app = TestApp::builder().open().start().await;
@@ -27,7 +30,7 @@ fn keep_only_the_file(dir: &Path) {
 
 #[tokio::test]
 async fn a_database_that_is_torn_is_named_and_not_touched_and_nor_is_any_recording() {
-    let spoils: [(&str, fn(Vec<u8>) -> Vec<u8>); 3] = [
+    let spoils: [(&str, Spoil); 3] = [
         ("another file", |_| b"this is not a database. ".repeat(100)),
         ("its first half", |whole| whole[..whole.len() / 2 / 4_096 * 4_096].to_vec()),
         ("its pages overwritten", |whole| whole.iter().enumerate().map(|(at, byte)| if at < 4_096 { *byte } else { byte ^ 0x5a }).collect()),
