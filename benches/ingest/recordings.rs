@@ -80,7 +80,7 @@ pub fn hashed(directory: &Path) -> anyhow::Result<usize> {
         } else if path.extension().is_some_and(|extension| extension == "json") {
             // One that is just being replaced is there under its own name.
             let sidecar: serde_json::Value = serde_json::from_slice(&fs::read(&path)?)?;
-            count += usize::from(sidecar["sha256"].is_string());
+            count += usize::from(sidecar.get("sha256").is_some_and(serde_json::Value::is_string));
         }
     }
     Ok(count)

@@ -81,7 +81,11 @@ impl RecordingError {
 
 /// Ends the row of a segment as its file ended. A seal that fails leaves a file that can be read as far as it declares; its row says that it failed, and
 /// that nobody knows what reached the disk.
-pub(super) fn end_row<T>(rows: &mut SegmentRow, mut closed: ClosedSegment, sealed: Result<io::Result<T>, JoinError>) -> Result<Option<T>, RecordingError> {
+pub(super) fn end_row<T>(
+    rows: &mut SegmentRow,
+    mut closed: ClosedSegment,
+    sealed: Result<io::Result<T>, JoinError>,
+) -> Result<Option<T>, RecordingError> {
     let outcome = sealed.map_err(|_| RecordingError::WriterLost).and_then(|sealed| sealed.map_err(RecordingError::of));
     if let Err(error) = &outcome {
         log::error!("a segment could not be sealed segment_id={} error={error}", closed.id);

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
-use super::sidecar;
 use crate::support::egress_peer::{EgressPeer, counter_pcm};
 use crate::support::machine::skip;
-use crate::support::test_app::{TestApp, read_wav};
+use crate::support::test_app::{TestApp, read_wav, sidecar};
 
 const PATH: &str = "/egress-audio?roomName=room&participant=ana&trackId=TR_1";
 const FRAME_BYTES: usize = 4;
