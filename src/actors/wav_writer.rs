@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use actix::prelude::*;
 use actix_rt::task::{JoinError, spawn_blocking};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
 use super::stats::{TrackStats, WriteLag};
 use super::track::segment_end::{SegmentRow, Taken};
@@ -26,7 +26,7 @@ use crate::recording::root::Root;
 use crate::recording::segment_file::{Piece, Sealed, SegmentFile};
 use crate::recording::sidecar::MediaFormat;
 use crate::recording::syncer::Syncer;
-use crate::sealing::{Origin, frames_taken, leading_silence, muted_in_file, session_offset_ms, sidecar_of};
+use crate::sealing::{Origin, frames_taken, muted_in_file, session_offset_ms, sidecar_of};
 
 /// One append in flight, one finish behind it, and what a supervisor may ask in between.
 const MAILBOX_CAPACITY: usize = 16;
@@ -357,10 +357,8 @@ impl Handler<FinishSegment> for WavWriterActor {
             started_at: file.started_at(),
             mute_spans: muted_in_file(&msg.mute_spans, first, frames, &gaps),
         };
-        let silence = TimeDelta::from_std(format.duration(leading_silence(&gaps) * format.frame_bytes())).unwrap_or_default();
-        let begins_at = file.started_at() - silence;
         let seal = Seal {
-            session_offset_ms: session_offset_ms(begins_at, self.params.session_started_at),
+            session_offset_ms: session_offset_ms(file.started_at(), self.params.session_started_at),
             drift_ppm: self.params.stats.drift().map(|drift| drift.ppm),
             ..Seal::default()
         };
