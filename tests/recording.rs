@@ -66,6 +66,7 @@ async fn a_connection_without_audio_makes_no_file_and_no_row() {
     peer.close_and_wait().await;
     assert!(app.wav_files().is_empty());
     assert!(app.items("/api/v1/recordings").await.is_empty());
+    assert!(!app.log().contains("was not finished"), "nothing is wrong with that: {}", app.log());
 }
 
 #[tokio::test]

@@ -198,10 +198,12 @@ impl Handler<AppendVideo> for VideoWriterActor {
 impl Handler<FinishVideo> for VideoWriterActor {
     type Result = Done<Option<SealedVideo>>;
 
-    fn handle(&mut self, msg: FinishVideo, ctx: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, msg: FinishVideo, _: &mut Context<Self>) -> Self::Result {
         let State::Open(file) = std::mem::replace(&mut self.state, State::Finished) else {
-            ctx.stop();
-            return AtomicResponse::new(Box::pin(actix::fut::ready(Ok(None))));
+            return AtomicResponse::new(Box::pin(actix::fut::ready(Ok(None)).map(|none, _, ctx: &mut Context<Self>| {
+                ctx.stop();
+                none
+            })));
         };
         let (written, container) = (file.state(), Container::of(file.relative_path()));
         let origin = Origin {

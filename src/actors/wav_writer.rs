@@ -337,13 +337,16 @@ impl Handler<CorrectFormat> for WavWriterActor {
 impl Handler<FinishSegment> for WavWriterActor {
     type Result = AtomicResponse<Self, Result<Option<Sealed>, RecordingError>>;
 
-    fn handle(&mut self, msg: FinishSegment, ctx: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, msg: FinishSegment, _: &mut Context<Self>) -> Self::Result {
         let gaps = std::mem::take(&mut self.gaps);
         let State::Open(file) = std::mem::replace(&mut self.state, State::Finished) else {
             // Nothing was ever written, or the file went with a write that panicked.
             self.params.taken.add();
-            ctx.stop();
-            return AtomicResponse::new(Box::pin(async { Ok(None) }.into_actor(self)));
+            return AtomicResponse::new(Box::pin(actix::fut::ready(Ok(None)).map(|none, _, ctx: &mut Context<Self>| {
+                // Not before the reply: a context that is stopped answers nothing more.
+                ctx.stop();
+                none
+            })));
         };
         let (format, syncer) = (file.format(), self.params.syncer.clone());
         let frames = format.frames(file.data_bytes());
