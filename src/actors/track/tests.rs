@@ -1,6 +1,7 @@
 //! Supervision: what dies, what goes on, and what is kept.
 
-use std::os::unix::fs::FileExt;
+mod holes;
+
 use std::path::PathBuf;
 
 use tempfile::TempDir;
@@ -18,7 +19,7 @@ use crate::analysis::hume_legacy::HumeLegacy;
 use crate::clock::Clock;
 use crate::config::{Config, DatabaseUrl, RecordingConfig, Secret};
 use crate::db::Store;
-use crate::db::rows::{Gap, Page, RecordingRow, SegmentRow};
+use crate::db::rows::{Page, RecordingRow, SegmentRow};
 use crate::ids::{MeetingId, RoomName, SegmentId, TrackSid};
 use crate::journal::Journal;
 use crate::journal::rows::OpenedSegment;
@@ -30,7 +31,6 @@ use crate::recording::root::Root;
 use crate::recording::segment_file::{Piece, SegmentFile};
 use crate::recording::syncer::Syncer;
 use crate::recording::video_stream::Arrival;
-use crate::recording::wav_header;
 use crate::watchdog::Watchdog;
 
 /// Makes a child, or the track itself, panic.
@@ -42,19 +42,6 @@ struct PanicIn(Victim);
 enum Victim {
     Child(ChildKind),
     Track,
-}
-
-/// Gives the buffer of a track a hole of any length.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Lose(Piece);
-
-impl Handler<Lose> for TrackActor {
-    type Result = ();
-
-    fn handle(&mut self, Lose(hole): Lose, _: &mut Context<Self>) {
-        self.children.as_ref().expect("children").buffer.addr().do_send(crate::actors::buffer::tests::Queue(hole));
-    }
 }
 
 impl Handler<PanicIn> for TrackActor {
@@ -384,44 +371,6 @@ async fn a_dead_track_is_told_to_the_registry_and_its_row_is_closed_by_the_file(
     tokio::time::timeout(Duration::from_secs(20), ended).await.expect("the recording ends too");
     assert_eq!((reasons(&segments), stage.audio(&segments)), (vec!["failed"], track.sent.clone()));
     assert_eq!(segments[0].frames, 11_000);
-}
-
-#[actix_rt::test]
-async fn d7_a_hole_of_hours_goes_on_in_segments_below_their_limit() {
-    const HOLE: u64 = 5 << 30;
-    for hole in [Piece::Lost(HOLE), Piece::Missing { bytes: HOLE, behind: 4_000 }] {
-        let stage = Stage::set_with(Duration::from_secs(24 * 3_600)).await;
-        let mut track = stage.track("TR_1").await;
-        track.send(40_000).await;
-        track.until_written().await;
-        track.addr.send(Lose(hole.clone())).await.expect("the track lives");
-        track.send(4_000).await;
-        track.until("all of it is written", |stats| stats.recorded_bytes.load(Relaxed) == HOLE + 44_000).await;
-        track.finish().await;
-        let (_, segments) = stage.rows("TR_1", |segments| segments.len() == 3 && segments.iter().all(|s| s.end_reason.is_some())).await;
-        assert_eq!(reasons(&segments), ["rotated", "rotated", "closed"], "{hole:?}");
-        let (mut all, mut lost) = (0, 0);
-        for segment in &segments {
-            let path = stage.dir.path().join("audio").join(&segment.path);
-            let mut header = [0; 44];
-            std::fs::File::open(&path).expect("a file").read_exact_at(&mut header, 0).expect("a header");
-            let declared = wav_header::declared(&header).expect("of ours").1;
-            let length = std::fs::metadata(&path).expect("a file").len();
-            assert!(length < 1 << 31, "{length}");
-            assert_eq!((declared, length), (segment.bytes as u64, 44 + segment.bytes as u64), "{hole:?}: header, file and row say the same");
-            let gaps: Vec<Gap> = serde_json::from_str(&segment.gaps).expect("gaps");
-            assert_eq!(gaps.len(), 1, "one hole in each: {gaps:?}");
-            all += segment.bytes as u64;
-            lost += 4 * gaps[0].frames;
-        }
-        assert_eq!((all, lost), (HOLE + 44_000, HOLE), "{hole:?}");
-        let seconds = |later: &SegmentRow, earlier: &SegmentRow| (later.started_at - earlier.started_at).num_seconds();
-        if matches!(hole, Piece::Lost(_)) {
-            // Each begins where the one before it ends.
-            let played = segments[1].bytes / 192_000;
-            assert!((seconds(&segments[2], &segments[1]) - played).abs() <= 1, "{segments:?}");
-        }
-    }
 }
 
 #[actix_rt::test]
