@@ -137,6 +137,12 @@ pub fn frames_taken(file_frames: u64, gaps: &[Gap]) -> u64 {
     (file_frames + of(GapReason::Muted)).saturating_sub(of(GapReason::Missing))
 }
 
+/// The silence in front of a file's first frame that came, in frames: a pause right before it, or one that was found only when the file it fell into was full.
+pub fn leading_silence(gaps: &[Gap]) -> u64 {
+    let missing = gaps.iter().filter(|gap| gap.reason == GapReason::Missing);
+    missing.fold(0, |silence, gap| if gap.start_frame == silence { silence + gap.frames } else { silence })
+}
+
 /// The mute spans of a connection as far as they lie in a file. Spans count in the connection's frames, of which the file's first is `first`; one without an
 /// end goes on.
 pub fn muted_in_file(spans: &[(u64, Option<u64>)], first: u64, file_frames: u64, gaps: &[Gap]) -> Vec<MutedFrames> {
@@ -187,15 +193,15 @@ mod tests {
     fn what_is_left_out_or_filled_in_moves_what_comes_behind_it() {
         // 30 frames are left out behind 15, 50 filled in at 60 of the file.
         let gaps = [gap(5, 3, GapReason::Overload), gap(15, 30, GapReason::Muted), gap(60, 50, GapReason::Missing)];
-        assert_eq!(frames_taken(200, &gaps), 180);
+        assert_eq!((frames_taken(200, &gaps), leading_silence(&gaps)), (180, 0));
         let spans = [(10, Some(45)), (20, Some(40)), (80, Some(95))];
         assert_eq!(muted_in_file(&spans, 0, 200, &gaps), [muted(10, 5), muted(50, 65)]);
     }
 
     #[test]
-    fn a_file_that_begins_with_what_was_missing_takes_in_the_rest() {
+    fn a_file_that_begins_with_what_was_missing_begins_before_its_audio() {
         let gaps = [gap(0, 30, GapReason::Missing), gap(30, 5, GapReason::Muted), gap(30, 20, GapReason::Missing), gap(90, 7, GapReason::Missing)];
-        assert_eq!(frames_taken(100, &gaps), 48);
+        assert_eq!((leading_silence(&gaps), frames_taken(100, &gaps)), (50, 48));
         assert_eq!(muted_in_file(&[(10, None)], 0, 100, &gaps), [muted(55, 45)]);
     }
 

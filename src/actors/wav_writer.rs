@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use actix::prelude::*;
 use actix_rt::task::{JoinError, spawn_blocking};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::stats::{TrackStats, WriteLag};
 use super::track::segment_end::{SegmentRow, Taken};
@@ -26,7 +26,7 @@ use crate::recording::root::Root;
 use crate::recording::segment_file::{Piece, Sealed, SegmentFile};
 use crate::recording::sidecar::MediaFormat;
 use crate::recording::syncer::Syncer;
-use crate::sealing::{Origin, frames_taken, muted_in_file, session_offset_ms, sidecar_of};
+use crate::sealing::{Origin, frames_taken, leading_silence, muted_in_file, session_offset_ms, sidecar_of};
 
 /// One append in flight, one finish behind it, and what a supervisor may ask in between.
 const MAILBOX_CAPACITY: usize = 16;
@@ -149,6 +149,8 @@ pub struct WavWriterActor {
     state: State,
     params: WavWriterParams,
     gaps: Vec<Gap>,
+    /// Frames of silence that the file began with. What is put in front of its audio later belongs to the time before that.
+    begins_with: u64,
 }
 
 /// What came of an append.
@@ -171,7 +173,7 @@ enum State {
 
 impl WavWriterActor {
     pub fn new(params: WavWriterParams) -> Self {
-        Self { params, state: State::Empty, gaps: Vec::new() }
+        Self { params, state: State::Empty, gaps: Vec::new(), begins_with: 0 }
     }
 
     /// A hole was made in front of what had been written since: gaps in there move back with it.
@@ -294,8 +296,12 @@ impl Handler<AppendAudio> for WavWriterActor {
             if matches!(outcome.map_err(error)?, Counts::Nothing) {
                 return Err(RecordingError::GivenUp);
             }
-            let appended: u64 = msg.pieces.iter().map(Piece::file_bytes).sum();
-            this.note_gaps(&msg.pieces, bytes - appended);
+            let before = bytes - msg.pieces.iter().map(Piece::file_bytes).sum::<u64>();
+            let held_audio = this.params.format.frames(before) > leading_silence(&this.gaps);
+            this.note_gaps(&msg.pieces, before);
+            if !held_audio {
+                this.begins_with = leading_silence(&this.gaps);
+            }
             this.params.taken.note(frames_taken(this.params.format.frames(bytes), &this.gaps));
             this.params.lag.observe(msg.arrived.elapsed());
             Ok(Appended { segment_bytes: bytes })
@@ -308,6 +314,7 @@ impl Handler<CorrectFormat> for WavWriterActor {
 
     fn handle(&mut self, CorrectFormat(format): CorrectFormat, _: &mut Context<Self>) -> Self::Result {
         let was = std::mem::replace(&mut self.params.format, format);
+        self.begins_with = format.frames(self.begins_with * was.frame_bytes());
         for gap in &mut self.gaps {
             gap.start_frame = format.frames(gap.start_frame * was.frame_bytes());
             gap.frames = format.frames(gap.frames * was.frame_bytes());
@@ -360,8 +367,10 @@ impl Handler<FinishSegment> for WavWriterActor {
             started_at: file.started_at(),
             mute_spans: muted_in_file(&msg.mute_spans, first, frames, &gaps),
         };
+        let put_in_front = leading_silence(&gaps).saturating_sub(self.begins_with);
+        let begins_at = file.started_at() - TimeDelta::from_std(format.duration_of_frames(put_in_front)).unwrap_or_default();
         let seal = Seal {
-            session_offset_ms: session_offset_ms(file.started_at(), self.params.session_started_at),
+            session_offset_ms: session_offset_ms(begins_at, self.params.session_started_at),
             drift_ppm: self.params.stats.drift().map(|drift| drift.ppm),
             ..Seal::default()
         };
