@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
 use super::phase::TrackEvent;
-use super::{AudioArrived, CloseSocket, TakeTail, TrackActor};
+use super::{CloseSocket, TakeTail, TrackActor};
 use crate::actors::buffer::FinishBuffer;
 use crate::actors::hume_client::FinishAnalysis;
 use crate::actors::session_registry::{TrackEnded, TrackEnding};
@@ -43,14 +43,17 @@ impl TrackActor {
             | EndReason::Crashed => None,
         };
         let Some(tail) = tail else { return self.on(TrackEvent::End(reason), ctx) };
-        let taken = async move { tokio::time::timeout(TAIL_DEADLINE, tail).await };
-        ctx.spawn(taken.into_actor(self).map(move |taken, track, ctx| {
-            // A socket that is frozen by its peer has nothing to give in time.
-            if let Ok(Ok(Some(tail))) = taken {
-                Handler::<AudioArrived>::handle(track, tail, ctx);
+        let own = ctx.address();
+        let taken = async move {
+            // A socket that is frozen by its peer has nothing to give in time. By the mailbox: what came before it may wait there, and a handler that is
+            // called from here would overtake even one whose wait has just begun.
+            if let Ok(Ok(Some(tail))) = tokio::time::timeout(TAIL_DEADLINE, tail).await
+                && let Err(error) = own.send(tail).await
+            {
+                log::error!("the last audio of a track is lost error={error}");
             }
-            track.on(TrackEvent::End(reason), ctx);
-        }));
+        };
+        ctx.spawn(taken.into_actor(self).map(move |(), track, ctx| track.on(TrackEvent::End(reason), ctx)));
     }
 
     /// Buffer, then segment, then rows: each with a deadline, so that nothing holds up a shutdown.
