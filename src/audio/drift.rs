@@ -4,7 +4,7 @@
 //! begins, and the slope is that within all stretches, at whatever level each of them lies.
 
 /// How far the delay may be off its level, in seconds: LiveKit's messages come in bunches.
-const STEADY: f64 = 0.06;
+pub(super) const STEADY: f64 = 0.06;
 /// How long it must stay at another level for a new stretch to begin.
 const SETTLED_AFTER: f64 = 1.0;
 /// How much of the way to the last delay the level goes with each batch.

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::drift::{Drift, DriftWatch};
+use super::drift::{Drift, DriftWatch, STEADY};
 
 /// What is less than this is not filled.
 const LEAST_HOLE: f64 = 0.5;
@@ -14,8 +14,6 @@ const LEAST_HOLE: f64 = 0.5;
 const SETTLED_AFTER: f64 = 1.0;
 /// How long it must have between two pauses for the first to count by itself.
 const SETTLED_BETWEEN: f64 = 0.5;
-/// How far its pace may be off meanwhile, in seconds: LiveKit's messages come in bunches.
-const STEADY: f64 = 0.06;
 /// How much more delay at once is a pause and no slow pace: a batch lasts less.
 const PAUSE: f64 = 0.25;
 /// After so long without a pause and without a steady pace there will be none.
