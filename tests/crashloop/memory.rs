@@ -57,5 +57,5 @@ async fn d1_a_server_without_memory_leaves_files_that_can_be_read_and_are_made_w
     let app = stopped.restart().await;
     let rows = segments(&app.items("/api/v1/recordings").await);
     let row = rows.get(files[0].path.strip_prefix(app.audio_dir()).unwrap().to_str().unwrap());
-    assert_repaired(&files[0], row, false);
+    assert_repaired(&files[0], row);
 }
