@@ -48,6 +48,7 @@ use crate::keys::{self, KeptKey};
 use crate::livekit::api::{LiveKit, LiveKitAccess};
 use crate::livekit::webhook::WebhookVerifier;
 use crate::metrics::Metrics;
+use crate::recording::append_pool::AppendPool;
 use crate::recording::pipeline_log::PipelineLog;
 use crate::recording::pulse::DiskPulse;
 use crate::recording::syncer::Syncer;
@@ -166,6 +167,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         video_budget: Arc::new(video_budget(Arc::clone(&budget))),
         budget,
         syncer: syncer.clone(),
+        append_pool: AppendPool::start().map_err(StartError::Thread)?,
         pulse: DiskPulse::of(root.clone()),
         watchdog: watchdog.clone(),
         service: service(&config)?,

@@ -19,6 +19,7 @@ use crate::db::rows::{ClosedSegment, EndReason, Gap, GapReason};
 use crate::fail_point;
 use crate::ids::SegmentId;
 use crate::journal::rows::OpenedSegment;
+use crate::recording::append_pool::AppendPool;
 use crate::recording::fence::Fence;
 use crate::recording::path::SegmentName;
 use crate::recording::root::Root;
@@ -68,6 +69,7 @@ pub struct VideoWriterParams {
     pub lag: Arc<WriteLag>,
     pub clock: Clock,
     pub syncer: Syncer,
+    pub append_pool: AppendPool,
 }
 
 pub struct VideoWriterActor {
@@ -83,7 +85,7 @@ enum State {
     /// No picture has come yet: there is no file.
     Empty,
     Open(VideoFile),
-    /// A blocking task has the file.
+    /// A thread of the pool has the file.
     Writing,
     Finished,
 }
@@ -148,7 +150,7 @@ impl Handler<AppendVideo> for VideoWriterActor {
         let (root, name, format, syncer) = (self.params.root.clone(), self.params.name.clone(), msg.format, self.params.syncer.clone());
         let started_at = oldest.map_or_else(|| self.params.clock.now(), |oldest| oldest.wall);
         let fence = Arc::clone(&msg.fence);
-        let write = spawn_blocking(move || {
+        let write = self.params.append_pool.run(move || {
             fail_point::pass("video-queue");
             if !fence.begin() {
                 return (file, Ok(Counts::Nothing));

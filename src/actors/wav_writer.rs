@@ -20,6 +20,7 @@ use crate::db::rows::{ClosedSegment, EndReason, Gap, GapReason};
 use crate::fail_point;
 use crate::ids::SegmentId;
 use crate::journal::rows::OpenedSegment;
+use crate::recording::append_pool::AppendPool;
 use crate::recording::fence::Fence;
 use crate::recording::path::SegmentName;
 use crate::recording::root::Root;
@@ -142,6 +143,7 @@ pub struct WavWriterParams {
     pub lag: Arc<WriteLag>,
     pub clock: Clock,
     pub syncer: Syncer,
+    pub append_pool: AppendPool,
 }
 
 pub struct WavWriterActor {
@@ -166,7 +168,7 @@ enum State {
     /// No sample has come yet: there is no file.
     Empty,
     Open(SegmentFile),
-    /// A blocking task has the file.
+    /// A thread of the pool has the file.
     Writing,
     Finished,
 }
@@ -259,7 +261,7 @@ impl Handler<AppendAudio> for WavWriterActor {
         let (root, name, format) = (self.params.root.clone(), self.params.name.clone(), self.params.format);
         let (pieces, arrived_at, syncer) = (Arc::clone(&msg.pieces), msg.arrived_at, self.params.syncer.clone());
         let fence = Arc::clone(&msg.fence);
-        let write = spawn_blocking(move || {
+        let write = self.params.append_pool.run(move || {
             fail_point::pass("writer-queue");
             if !fence.begin() {
                 return (file, Ok(Counts::Nothing));
@@ -326,7 +328,7 @@ impl Handler<CorrectFormat> for WavWriterActor {
                 return AtomicResponse::new(Box::pin(async { Ok(()) }.into_actor(self)));
             }
         };
-        let write = spawn_blocking(move || {
+        let write = self.params.append_pool.run(move || {
             let outcome = file.set_format(format);
             (file, outcome)
         });

@@ -1,5 +1,6 @@
 //! Bytes to disk: names that no sender can abuse, and files that are valid at every instant: WAV, H.264 and IVF.
 
+pub mod append_pool;
 pub mod disk;
 pub mod fence;
 pub mod finish;

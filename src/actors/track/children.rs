@@ -75,6 +75,7 @@ impl TrackActor {
                 lag: Arc::clone(&shared.lag),
                 clock,
                 syncer: shared.syncer.clone(),
+                append_pool: shared.append_pool.clone(),
             })
         });
         let analysis = match &resources.service {

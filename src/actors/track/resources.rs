@@ -10,6 +10,7 @@ use crate::analysis::connection::AnalysisService;
 use crate::config::{AnalysisConfig, IngestConfig, RecordingConfig};
 use crate::db::Store;
 use crate::journal::Journal;
+use crate::recording::append_pool::AppendPool;
 use crate::recording::pipeline_log::PipelineLog;
 use crate::recording::pulse::DiskPulse;
 use crate::recording::root::Root;
@@ -35,6 +36,7 @@ pub struct TrackResources {
     /// What of it tracks of video may take.
     pub video_budget: Arc<SpoolBudget>,
     pub syncer: Syncer,
+    pub append_pool: AppendPool,
     /// Whether the disk of audio answers, and that of video.
     pub pulse: DiskPulse,
     pub video_pulse: DiskPulse,

@@ -23,6 +23,7 @@ use crate::db::rows::{Page, RecordingRow, SegmentRow};
 use crate::ids::{MeetingId, RoomName, SegmentId, TrackSid};
 use crate::journal::Journal;
 use crate::journal::rows::OpenedSegment;
+use crate::recording::append_pool::AppendPool;
 use crate::recording::ivf::Unframer;
 use crate::recording::path::SegmentName;
 use crate::recording::pipeline_log::PipelineLog;
@@ -144,6 +145,7 @@ impl Stage {
             budget: Arc::new(SpoolBudget::new(1 << 26)),
             video_budget: Arc::new(SpoolBudget::new(1 << 26)),
             syncer: Syncer::start().expect("threads"),
+            append_pool: AppendPool::start().expect("threads"),
             watchdog: Watchdog::default(),
             pulse: DiskPulse::of(Root::open(&dir.path().join("audio")).expect("a root")),
             video_pulse: DiskPulse::of(Root::open(&dir.path().join("video")).expect("a root")),

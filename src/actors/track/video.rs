@@ -91,6 +91,7 @@ impl TrackActor {
                 lag: Arc::clone(&shared.lag),
                 clock,
                 syncer: shared.syncer.clone(),
+                append_pool: shared.append_pool.clone(),
             })
         });
         Self::watch(ChildKind::VideoWriter, 0, runs, ctx);
