@@ -1,5 +1,6 @@
 //! Audio in, WAV files and rows out.
 
+mod flowing;
 mod mono;
 
 use std::os::unix::fs::MetadataExt;

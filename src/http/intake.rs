@@ -22,6 +22,10 @@ use crate::clock::Clock;
 pub const BATCH: Duration = Duration::from_millis(150);
 /// How old the oldest byte of a batch may grow before it goes as it is.
 const PATIENCE: Duration = Duration::from_millis(160);
+/// How long after its last read a stream that flows is read again: with a pulse in between, a batch later.
+const FLOW: Duration = Duration::from_millis(140);
+/// More than this in one go is no message that came at its time: the sender, or this thread, is behind.
+const AT_ONCE_BYTES: usize = 8 * 1024;
 /// How long nothing may be read before the stream counts as paused.
 const PAUSE: Duration = Duration::from_millis(175);
 /// How often batches and pauses are looked at.
@@ -41,6 +45,8 @@ pub struct Intake {
     arriving: Cell<Instant>,
     /// The mark has held bytes back since the last read.
     held_back: Cell<bool>,
+    /// What the last look at a stream that flows has read is a batch, however much it is.
+    is_whole: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     low_water: Option<LowWater>,
     clock: Clock,
@@ -68,8 +74,9 @@ impl Intake {
             last_read: Cell::new(now),
             arriving: Cell::new(now),
             held_back: Cell::new(false),
+            is_whole: Cell::new(false),
             waker: RefCell::default(),
-            low_water: socket.map(|socket| LowWater::new(socket, mark)),
+            low_water: socket.map(|socket| LowWater::new(socket, 2 * mark)),
             clock,
             stats,
         }
@@ -107,12 +114,41 @@ impl Intake {
 
     /// Whether a batch is whole.
     pub(super) fn is_full(&self) -> bool {
-        self.audio.borrow().len() >= self.batch_bytes
+        let most = if self.is_raised() { 2 * self.batch_bytes } else { self.batch_bytes };
+        self.audio.borrow().len() >= most
+    }
+
+    /// Reads a stream that flows past actix-http, once there is a batch of it: its read buffer, which holds what was read until it reads again, would hold
+    /// a batch of each track. `before` is what actix-http has handed over since it had nothing more.
+    ///
+    /// Contract: actix-http holds no bytes, which come before these. It reads, decodes and hands over all that it has read in one poll, unless 32 KiB
+    /// wait to be taken (its `h1::payload`); those who look here have just taken everything, and it was less.
+    pub(super) fn read_past(&self, before: usize) -> Option<Bytes> {
+        let low_water = self.low_water.as_ref().filter(|low_water| low_water.is_raised())?;
+        if before > AT_ONCE_BYTES {
+            low_water.lower();
+            return None;
+        }
+        if self.last_read.get().elapsed() < FLOW {
+            return None;
+        }
+        match low_water.read() {
+            Ok(bytes) if !bytes.is_empty() => {
+                self.note_read();
+                self.is_whole.set(true);
+                Some(bytes)
+            }
+            // It has paused, or ended, which actix-http finds out.
+            Ok(_) | Err(_) => {
+                low_water.lower();
+                None
+            }
+        }
     }
 
     /// Whether there is a batch that has waited for long enough.
     pub(super) fn is_due(&self) -> bool {
-        self.since.get().is_some_and(|since| since.elapsed() >= PATIENCE)
+        self.is_whole.get() || self.since.get().is_some_and(|since| since.elapsed() >= PATIENCE)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -129,10 +165,11 @@ impl Intake {
 
     /// What has been collected.
     pub fn take(&self) -> Option<AudioArrived> {
+        self.is_whole.set(false);
         let arrived = self.since.take()?;
         let audio: Bytes = self.audio.take().freeze();
         if audio.len() >= self.batch_bytes && arrived.elapsed() < PAUSE {
-            // It flows: the next batch is read in one go.
+            // It flows: the next batch is read in one go. If nobody does in time, actix-http does, from two batches on.
             if let Some(low_water) = &self.low_water {
                 low_water.raise();
                 self.held_back.set(true);
@@ -153,10 +190,11 @@ impl Intake {
     }
 
     fn on_pulse(&self, now: Instant) {
-        if self.is_raised() && now.saturating_duration_since(self.last_read.get()) >= PAUSE {
+        let silent = now.saturating_duration_since(self.last_read.get());
+        if self.is_raised() && silent >= PAUSE {
             self.lower();
         }
-        if self.is_due()
+        if (self.is_due() || self.is_raised() && silent >= FLOW)
             && let Some(waker) = self.waker.borrow().as_ref()
         {
             waker.wake_by_ref();

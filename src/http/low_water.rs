@@ -3,11 +3,21 @@
 //! LiveKit sends a message each 10 ms. Where the mark is that of a whole batch, the server is woken once for it and reads it at once
 //! (`docs/performance.md`). But then a lone Close waits below the mark: it must fall as soon as the stream pauses.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use bytes::Bytes;
 use nix::libc;
-use nix::sys::socket::SetSockOpt;
+use nix::sys::socket::{MsgFlags, SetSockOpt, recv};
+
+/// The most that one look at a socket reads.
+const MOST_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    /// Where sockets of this thread are read to: one place for all, which none keeps between two reads.
+    static READ_TO: RefCell<Vec<u8>> = RefCell::new(vec![0; MOST_BYTES]);
+}
 
 #[derive(Debug, Clone, Copy)]
 struct ReceiveLowWater;
@@ -62,6 +72,17 @@ impl LowWater {
         if self.is_raised.replace(false) {
             self.set(1);
         }
+    }
+
+    /// Reads what is there without waiting. Empty when the sender has ended.
+    ///
+    /// # Errors
+    /// What the kernel says; `WouldBlock` when there is nothing.
+    pub fn read(&self) -> io::Result<Bytes> {
+        READ_TO.with_borrow_mut(|buffer| {
+            let length = recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?;
+            Ok(Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default()))
+        })
     }
 
     fn set(&self, bytes: usize) {

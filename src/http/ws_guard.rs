@@ -58,6 +58,8 @@ pub struct WsGuard<S> {
     /// Takes the audio of whole binary messages; without one they go the way of all frames.
     intake: Option<Rc<Intake>>,
     unread: Unread,
+    /// Bytes that came since `inner` had nothing more.
+    at_once: usize,
     message: Option<OpenMessage>,
     bytes: Bucket,
     frames: Bucket,
@@ -86,6 +88,7 @@ impl<S> WsGuard<S> {
             violation,
             intake: None,
             unread: Unread::default(),
+            at_once: 0,
             message: None,
             bytes: Bucket { rate: limits.bytes_per_second, size: limits.burst_bytes, level: limits.burst_bytes, at: now },
             frames: Bucket { rate: limits.frames_per_second, size: limits.burst_frames, level: limits.burst_frames, at: now },
@@ -215,8 +218,9 @@ impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> WsGuard<S> {
 
     /// Nothing more can be taken now: says so if there is a batch that is whole or has waited for long enough.
     fn due_batch(&self, cx: &mut Context<'_>) -> Option<Bytes> {
-        let intake = self.intake.as_ref().filter(|intake| !intake.is_empty())?;
+        let intake = self.intake.as_ref()?;
         intake.wake_later(cx.waker());
+        (!intake.is_empty()).then_some(())?;
         (intake.is_full() || intake.is_due()).then(|| Bytes::from_static(BATCH_IS_THERE))
     }
 }
@@ -240,8 +244,18 @@ impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> Stream for WsGuard<S
                 Some(Err(violation)) => return this.violate(violation),
                 None if this.pause.is_some() => this.due_batch(cx),
                 None => match Pin::new(&mut this.inner).poll_next(cx) {
-                    Poll::Pending => this.due_batch(cx),
+                    Poll::Pending => {
+                        let before = std::mem::take(&mut this.at_once);
+                        match this.intake.as_ref().and_then(|intake| intake.read_past(before)) {
+                            Some(bytes) => {
+                                this.unread.add_alone(bytes);
+                                continue;
+                            }
+                            None => this.due_batch(cx),
+                        }
+                    }
                     Poll::Ready(Some(Ok(chunk))) => {
+                        this.at_once += chunk.len();
                         if let Some(intake) = &this.intake {
                             intake.note_read();
                         }

@@ -53,6 +53,12 @@ impl Unread {
         self.chunk = chunk;
     }
 
+    /// The same with bytes that are nobody else's.
+    pub fn add_alone(&mut self, chunk: Bytes) {
+        self.add(chunk);
+        self.held = Bytes::new();
+    }
+
     /// Looks at the next frame.
     pub fn front(&mut self) -> Result<Front, &'static str> {
         loop {
