@@ -163,6 +163,8 @@ pub struct TrackActor {
     spent: Option<oneshot::Receiver<()>>,
     /// Dropped with the track, whatever it dies of.
     lifeline: watch::Sender<()>,
+    /// Its end is not to wait for the disk for long.
+    in_haste: watch::Sender<bool>,
 }
 
 impl TrackActor {
@@ -194,6 +196,7 @@ impl TrackActor {
             facts_changed: false,
             spent: Some(spent),
             lifeline: watch::Sender::new(()),
+            in_haste: watch::Sender::new(false),
             params,
         };
         let running = actix_rt::spawn(context.into_future(track));

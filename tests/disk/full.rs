@@ -97,6 +97,29 @@ async fn d6_a_full_disk_loses_only_what_the_spool_cannot_hold_and_recording_goes
 }
 
 #[tokio::test]
+async fn d6_what_waits_for_room_is_not_lost_when_its_sender_goes() {
+    let Some(disk) = SmallDisk::mount("storage/egress/audio") else { return };
+    let app = eager().dir(&disk.dir).start().await;
+    let sent = counter_pcm(3 * MIB / STEREO_FRAME, 1);
+    let mut peer = connect(&app, "ana").await;
+    peer.send_pcm(&sent[..MIB]).await.unwrap();
+    all_recorded(&app, "ana").await;
+    let ballast = disk.fill(0);
+    peer.send_pcm(&sent[MIB..]).await.unwrap();
+    app.logged("no space is left for recordings, trying again every second").await;
+    let closing = tokio::spawn(peer.close_and_wait());
+    // Longer than a shutdown would wait for it: this is the input, not a time limit.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(!closing.is_finished(), "nothing is sealed yet");
+    drop(ballast);
+    let close = tokio::time::timeout(RESUMES_WITHIN, closing).await.expect("sealed when there is room").unwrap();
+    assert!(close.close_frame, "{close:?}");
+    assert_eq!(read_wav(&app.wav_file()).1, sent);
+    let segment = recording(&app, "ana").await["segments"][0].clone();
+    assert_eq!((segment["endReason"].as_str(), segment["frames"].as_u64()), (Some("closed"), Some((3 * MIB / STEREO_FRAME) as u64)), "{segment}");
+}
+
+#[tokio::test]
 async fn d6_with_the_database_on_the_same_full_disk_the_server_lives_and_rows_follow() {
     let Some(disk) = SmallDisk::mount("storage") else { return };
     let app = eager().dir(&disk.dir).start().await;

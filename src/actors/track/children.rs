@@ -172,6 +172,7 @@ impl TrackActor {
             Verdict::GiveUp => {
                 log::error!("a track's segments fail again and again, it is given up connection={} error={error}", self.params.connection);
                 self.params.stats.totals().given_up.inc();
+                self.make_haste();
                 self.on(TrackEvent::End(EndReason::Failed), ctx);
             }
         }

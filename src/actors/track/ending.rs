@@ -18,7 +18,8 @@ use crate::db::rows::EndReason;
 
 /// How long a socket may take to hand over its last 150 ms.
 const TAIL_DEADLINE: Duration = Duration::from_millis(250);
-/// How long the buffer may take to empty itself, and a segment to be sealed, when the track ends: both within a shutdown's 10 s.
+/// How long the buffer may take to empty itself, and a segment to be sealed, when the track ends in haste: both within a shutdown's 10 s. Else they have as
+/// long as the disk takes: what waits for it is not lost because its sender has gone.
 pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(4);
 /// How long the end waits for the rows; they go on without it.
 const ROWS_DEADLINE: Duration = Duration::from_secs(2);
@@ -27,8 +28,32 @@ const ANALYSIS_DEADLINE: Duration = Duration::from_secs(10);
 const ANALYSIS_SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
 
 impl TrackActor {
+    /// Waits for the last work of a track, in haste for no longer than [`DRAIN_DEADLINE`]; `None` is too late.
+    pub(super) fn in_time<W: Future>(&self, work: W) -> impl Future<Output = Option<W::Output>> + use<W> {
+        let mut in_haste = self.in_haste.subscribe();
+        async move {
+            let too_late = async {
+                // A track that is gone is in haste too.
+                in_haste.wait_for(|in_haste| *in_haste).await.map(drop).ok();
+                tokio::time::sleep(DRAIN_DEADLINE).await;
+            };
+            tokio::select! {
+                done = work => Some(done),
+                () = too_late => None,
+            }
+        }
+    }
+
+    /// From now on, and if it ends already, the end waits no longer than [`DRAIN_DEADLINE`].
+    pub(super) fn make_haste(&self) {
+        self.in_haste.send_replace(true);
+    }
+
     /// Ends the track; where that is not the socket's own doing, what it has collected comes along first.
     pub(super) fn end_with_tail(&mut self, reason: EndReason, ctx: &mut Context<Self>) {
+        if reason == EndReason::Shutdown {
+            self.make_haste();
+        }
         let tail = match reason {
             EndReason::Shutdown => self.socket.as_ref().map(|socket| socket.tail.send(TakeTail)),
             EndReason::Closed
@@ -71,11 +96,11 @@ impl TrackActor {
         }
         let Some(children) = &self.children else { return self.on(TrackEvent::Drained, ctx) };
         let buffer = children.buffer.addr().clone();
-        let emptied = async move { tokio::time::timeout(DRAIN_DEADLINE, buffer.send(FinishBuffer)).await };
+        let emptied = self.in_time(buffer.send(FinishBuffer));
         let drained = emptied
             .into_actor(self)
             .then(move |emptied, track, ctx| {
-                if !matches!(emptied, Ok(Ok(()))) {
+                if !matches!(emptied, Some(Ok(()))) {
                     log::error!("a track ended before all of its audio was written connection={}", track.params.connection);
                 }
                 track.finish_analysis(reason, ctx);
@@ -91,9 +116,9 @@ impl TrackActor {
                     }
                 };
                 let sealed = async move { tokio::join!(earlier, last) };
-                async move { tokio::time::timeout(DRAIN_DEADLINE, sealed).await.is_ok() }.into_actor(track)
+                track.in_time(sealed).into_actor(track)
             })
-            .map(|sealed, track, ctx| track.settle_rows(sealed, ctx));
+            .map(|sealed, track, ctx| track.settle_rows(sealed.is_some(), ctx));
         ctx.spawn(drained);
     }
 

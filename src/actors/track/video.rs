@@ -12,7 +12,6 @@ use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
 use super::children::{ChildKind, WRITER_RESTARTS};
-use super::ending::DRAIN_DEADLINE;
 use super::phase::{Phase, TrackEvent};
 use super::segment_end::SegmentRow;
 use super::video_queue::{Batch, MAX_APPEND_BYTES, VideoQueue};
@@ -257,6 +256,7 @@ impl TrackActor {
                 log::error!("a track's segments fail again and again, it is given up connection={} error={error}", self.params.connection);
                 self.params.stats.totals().given_up.inc();
                 video.edge = Edge::Closed;
+                self.make_haste();
                 self.on(TrackEvent::End(EndReason::Failed), ctx);
                 false
             }
@@ -295,9 +295,9 @@ impl TrackActor {
             }
         }
         self.append_video_next(ctx);
-        let emptied = async move { tokio::time::timeout(DRAIN_DEADLINE, drained).await };
+        let emptied = self.in_time(drained);
         let sealed = emptied.into_actor(self).then(move |emptied, track, ctx| {
-            if !matches!(emptied, Ok(Ok(()))) {
+            if !matches!(emptied, Some(Ok(()))) {
                 log::error!("a track ended before all of its video was written connection={}", track.params.connection);
             }
             track.finish_analysis(reason, ctx);
@@ -311,9 +311,9 @@ impl TrackActor {
                 }
             };
             let sealed = async move { tokio::join!(earlier, last) };
-            async move { tokio::time::timeout(DRAIN_DEADLINE, sealed).await.is_ok() }.into_actor(track)
+            track.in_time(sealed).into_actor(track)
         });
-        ctx.spawn(sealed.map(|sealed, track, ctx| track.settle_rows(sealed, ctx)));
+        ctx.spawn(sealed.map(|sealed, track, ctx| track.settle_rows(sealed.is_some(), ctx)));
     }
 }
 
