@@ -219,8 +219,8 @@ impl SegmentFile {
         self.watched.has_failed()
     }
 
-    /// Writes the `behind` bytes in front of `end` once more, `bytes` further back. Where they began, zeros are to follow. A crash in between leaves them
-    /// twice, never not at all.
+    /// Writes the `behind` bytes in front of `end` once more, `bytes` further back, the last ones first. Where they began, zeros are to follow. A crash in
+    /// between leaves some of them twice, never not at all: none is written over that has not been written behind.
     ///
     /// Contract: only the first piece of an append moves anything, and an append moves once.
     fn move_back(&mut self, end: u64, behind: u64, bytes: u64) -> io::Result<()> {
@@ -232,7 +232,9 @@ impl SegmentFile {
         let mut moved = vec![0; usize::try_from(behind).unwrap_or(usize::MAX)];
         self.file.read_exact_at(&mut moved, start)?;
         let moved = self.moved.insert(moved);
-        self.file.write_all_at(moved, start + bytes)?;
+        for (at, part) in parts_from_behind(moved, bytes) {
+            self.file.write_all_at(part, start + bytes + at)?;
+        }
         self.file_bytes = self.file_bytes.max(end + bytes);
         Ok(())
     }
@@ -304,6 +306,17 @@ impl SegmentFile {
         self.file_bytes = self.file_bytes.max(offset + len(run));
         Ok(())
     }
+}
+
+/// What is to be moved by `bytes`, in parts that are no longer than that, the last one first, each with where it begins.
+fn parts_from_behind(moved: &[u8], bytes: u64) -> impl Iterator<Item = (u64, &[u8])> {
+    let part = usize::try_from(bytes).unwrap_or(usize::MAX).max(1);
+    let mut rest = moved;
+    std::iter::from_fn(move || {
+        let (before, last) = rest.split_at_checked(rest.len().saturating_sub(part))?;
+        rest = before;
+        (!last.is_empty()).then(|| (len(before), last))
+    })
 }
 
 /// Makes a stretch of a file read as zeros, without disk where the file system can.
@@ -382,6 +395,29 @@ mod tests {
             assert_eq!(read(dir.path(), &path), sound[..next]);
         }
         assert_eq!(sealed(segment), Sealed { frames: 10_000, bytes: 40_000 });
+    }
+
+    #[test]
+    fn d2_what_is_moved_back_is_somewhere_whenever_it_stops() {
+        let before: Vec<u32> = (1..=1_000).collect();
+        let bytes_of = |frames: &[u32]| frames.iter().flat_map(|frame| frame.to_le_bytes()).collect::<Vec<u8>>();
+        for hole in [4, 100, 1_996, 4_000, 9_000] {
+            let moved = bytes_of(&before);
+            let mut file = moved.clone();
+            file.resize(moved.len() + hole, 0);
+            for (at, part) in parts_from_behind(&moved, hole as u64) {
+                let to = at as usize + hole;
+                // A write may stop after any frame.
+                for end in (0..=part.len()).step_by(4) {
+                    file[to..to + end].copy_from_slice(&part[..end]);
+                    if end % 400 == 0 {
+                        let kept: std::collections::BTreeSet<u32> = file.as_chunks().0.iter().map(|frame| u32::from_le_bytes(*frame)).collect();
+                        assert!(before.iter().all(|frame| kept.contains(frame)), "a hole of {hole}, stopped at {to} + {end}");
+                    }
+                }
+            }
+            assert_eq!(file[hole..], moved);
+        }
     }
 
     #[test]
