@@ -21,6 +21,8 @@ use crate::fail_point;
 const INTERVAL: Duration = Duration::from_millis(850);
 /// Threads that wait for disks.
 const THREADS: usize = 3;
+/// Of these, as many as one file system may keep: if it hangs, the others are synced.
+const AT_ONE_DEVICE: usize = THREADS - 1;
 /// With more files than this to sync on one file system, the whole of it is synced.
 const FEW: usize = 8;
 
@@ -330,9 +332,11 @@ impl State {
 
     /// A job, or with many that wait for one file system, all of these.
     fn next(&mut self) -> Option<Vec<Job>> {
-        let device = self.jobs.front()?.device;
+        let under_way = |device| self.under_way.iter().filter(|sync| sync.device == device).count();
+        let first = self.jobs.iter().position(|job| under_way(job.device) < AT_ONE_DEVICE)?;
+        let device = self.jobs.get(first)?.device;
         if self.jobs.iter().filter(|job| job.device == device).count() <= FEW {
-            return Some(vec![self.jobs.pop_front()?]);
+            return Some(vec![self.jobs.remove(first)?]);
         }
         let (together, others): (Vec<Job>, Vec<Job>) = self.jobs.drain(..).partition(|job| job.device == device);
         self.jobs = others.into();
@@ -394,6 +398,20 @@ mod tests {
         assert!(systems >= 1 && files + systems < 40, "what waits together is done together: {files} files, {systems} file systems");
         let directory = Arc::new(File::open(dir.path()).expect("a directory"));
         tokio::task::spawn_blocking(move || syncer.sync_now(directory)).await.expect("a thread").expect("synced");
+    }
+
+    #[test]
+    fn a_file_system_that_hangs_leaves_a_thread_for_the_others() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let job = |device| {
+            let (done, _) = oneshot::channel();
+            Job { file: Arc::new(File::open(dir.path()).expect("a directory")), device, whole: true, done: Done::Asked(done) }
+        };
+        let mut state = State { jobs: [1, 1, 1, 1, 2].map(job).into(), ..State::default() };
+        let begun: Vec<u64> = std::iter::from_fn(|| state.begin()).filter_map(|(_, jobs)| Some(jobs.first()?.device)).take(THREADS).collect();
+        assert_eq!(begun, [1, 1, 2]);
+        state.under_way.retain(|sync| sync.number != 1);
+        assert!(state.begin().is_some_and(|(_, jobs)| jobs.iter().all(|job| job.device == 1)), "and goes on when it answers");
     }
 
     #[tokio::test]
