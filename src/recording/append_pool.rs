@@ -1,10 +1,10 @@
 //! The threads that write to open files: a few for all tracks.
 //!
 //! An append takes microseconds, so a thread for every track that writes at the same moment costs memory and brings nothing (`docs/performance.md`). But
-//! a write that hangs keeps its thread, for however long: when the oldest job has waited too long, as many threads again come to help, and end when
-//! nothing waits.
+//! a write that hangs keeps its thread, for however long: when the oldest job has waited too long, others come to help, one for each that hangs and a few
+//! for a disk that is slow, and end when nothing waits.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,12 +15,16 @@ use tokio::sync::oneshot;
 
 /// Threads that are always there.
 const THREADS: usize = 4;
-/// As many as hang at most; what comes then waits. As many as tokio's own pool has.
+/// Threads that are at work at once, and do not hang: more would wait for the disk too, or for a core.
+const AT_WORK: usize = 16;
+/// All of them, also those that hang; what comes then waits. As many as tokio's own pool has.
 const MOST_THREADS: usize = 512;
-/// How long a job waits for a thread before others come.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// How long a job waits for a thread before others come: what arrives is to be in its file 250 ms later, of which the batch takes 160.
+const PATIENCE: Duration = Duration::from_millis(40);
+/// How long a job takes that hangs.
+const HANGS: Duration = Duration::from_millis(250);
 /// How often somebody looks after that. Those who submit cannot: when all of them wait, nobody does.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(20);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -54,6 +58,11 @@ struct State {
     /// Each with the time that it came.
     jobs: VecDeque<(Instant, Job)>,
     threads: usize,
+    /// Jobs under way, by their number, each with the time that it began.
+    under_way: BTreeMap<u64, Instant>,
+    begun: u64,
+    /// The system gives no more of them, and it has been said.
+    is_short: bool,
     stopping: bool,
 }
 
@@ -113,11 +122,12 @@ impl Shared {
     fn work(&self, stays: bool) {
         let mut state = self.lock();
         loop {
-            if let Some((_, job)) = state.jobs.pop_front() {
+            if let Some((number, job)) = state.begin() {
                 drop(state);
                 // Whoever waits hears of it by its answer, which never comes; the thread goes on. The panic itself is in the log.
                 catch_unwind(AssertUnwindSafe(job)).ok();
                 state = self.lock();
+                state.under_way.remove(&number);
             } else if state.stopping || !stays {
                 state.threads -= 1;
                 return;
@@ -143,8 +153,12 @@ impl Shared {
     fn bring(self: &Arc<Self>, help: usize) {
         log::debug!("writes wait for others that hang threads_more={help}");
         for _ in 0..help {
-            if let Err(error) = self.add_thread(false) {
-                log::error!("writes wait for others that hang, and no thread can be started for them error={error}");
+            let added = self.add_thread(false);
+            let was_short = std::mem::replace(&mut self.lock().is_short, added.is_err());
+            if let Err(error) = added {
+                if !was_short {
+                    log::error!("writes wait for others that hang, and no thread can be started for them error={error}");
+                }
                 return;
             }
         }
@@ -152,12 +166,22 @@ impl Shared {
 }
 
 impl State {
+    fn begin(&mut self) -> Option<(u64, Job)> {
+        let (_, job) = self.jobs.pop_front()?;
+        self.begun += 1;
+        self.under_way.insert(self.begun, Instant::now());
+        Some((self.begun, job))
+    }
+
     /// How many threads should come: none while jobs are taken in time.
     fn help(&self) -> usize {
-        match self.jobs.front() {
-            Some((since, _)) if since.elapsed() >= PATIENCE => self.threads.min(MOST_THREADS.saturating_sub(self.threads)).min(self.jobs.len()),
-            Some(_) | None => 0,
+        let waits = self.jobs.front().is_some_and(|(since, _)| since.elapsed() >= PATIENCE);
+        if !waits {
+            return 0;
         }
+        let hanging = self.under_way.values().filter(|since| since.elapsed() >= HANGS).count();
+        let wanted = (AT_WORK + hanging).min(MOST_THREADS);
+        wanted.saturating_sub(self.threads).min(self.threads).min(self.jobs.len())
     }
 }
 
@@ -194,13 +218,13 @@ mod tests {
             assert_eq!(number, expected);
             threads.insert(thread);
         }
-        assert!(threads.len() <= THREADS, "{threads:?}");
+        assert!(threads.len() <= AT_WORK, "however long they wait: {threads:?}");
     }
 
     #[tokio::test]
     async fn jobs_that_hang_hold_up_no_other_and_their_help_ends_with_them() {
         let pool = AppendPool::start().expect("threads");
-        let (release, hung): (Vec<mpsc::Sender<()>>, Vec<_>) = (0..3 * THREADS)
+        let (release, hung): (Vec<mpsc::Sender<()>>, Vec<_>) = (0..3 * AT_WORK)
             .map(|_| {
                 let (release, held) = mpsc::channel::<()>();
                 (release, pool.run(move || held.recv().is_err()))
