@@ -100,7 +100,9 @@ async fn open(request: HttpRequest, payload: web::Payload, peer: &str, doors: we
     });
     let violation = Rc::default();
     let limits = guard_limits(format, from_livekit, doors.tracks.ingest.max_speed);
-    let handle = request.conn_data::<SocketHandle>().and_then(SocketHandle::take);
+    // A body with a framing of its own is decoded by actix-http alone.
+    let is_plain = ![header::TRANSFER_ENCODING, header::CONTENT_LENGTH].iter().any(|name| request.headers().contains_key(name));
+    let handle = request.conn_data::<SocketHandle>().filter(|_| is_plain).and_then(SocketHandle::take);
     let intake = Intake::new(format, Arc::clone(&stats), clock, handle);
     let guard = WsGuard::new(payload, limits, Rc::clone(&violation)).collecting_in(Rc::clone(&intake));
     let socket = EgressSocket { track: track.clone(), stats, violation, intake, fragments: None, finishing: false, deaf: false };
@@ -272,6 +274,8 @@ impl Drop for EgressSocket {
 impl StreamHandler<Result<Message, ProtocolError>> for EgressSocket {
     fn handle(&mut self, item: Result<Message, ProtocolError>, ctx: &mut Self::Context) {
         if self.finishing || self.deaf {
+            // Or the guard would say for ever that it is there.
+            drop(self.intake.take());
             return;
         }
         match item {

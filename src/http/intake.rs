@@ -1,7 +1,7 @@
 //! Where the audio of one socket is collected, a batch at a time, before its actor hears of it.
 //!
-//! [`WsGuard`](super::ws_guard::WsGuard) unmasks LiveKit's messages right into it and wakes the actor when a batch is whole. Batches that do not fill up
-//! are looked after by one pulse per worker, which costs less than a timer per socket and also lowers the mark of a socket that has paused.
+//! [`WsGuard`](super::ws_guard::WsGuard) unmasks LiveKit's messages right into it and wakes the actor when a batch is whole. One pulse per worker, which
+//! costs less than a timer per socket, says when a stream that flows is to be read, and looks after batches that do not fill up.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -26,8 +26,10 @@ const PATIENCE: Duration = Duration::from_millis(160);
 const FLOW: Duration = Duration::from_millis(140);
 /// More than this in one go is no message that came at its time: the sender, or this thread, is behind.
 const AT_ONCE_BYTES: usize = 8 * 1024;
-/// How long nothing may be read before the stream counts as paused.
+/// A batch that took longer does not flow.
 const PAUSE: Duration = Duration::from_millis(175);
+/// How long nothing may be read of a stream that flows: then whoever was to look at it cannot, and actix-http reads.
+const UNSEEN: Duration = Duration::from_millis(300);
 /// How often batches and pauses are looked at.
 const PULSE: Duration = Duration::from_millis(20);
 /// What a WebSocket message of up to 64 KiB has in front of its payload.
@@ -45,6 +47,8 @@ pub struct Intake {
     arriving: Cell<Instant>,
     /// The mark has held bytes back since the last read.
     held_back: Cell<bool>,
+    /// It flows, nothing has come since its last read, and it is time for the next.
+    looks: Cell<bool>,
     /// What the last look at a stream that flows has read is a batch, however much it is.
     is_whole: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -74,6 +78,7 @@ impl Intake {
             last_read: Cell::new(now),
             arriving: Cell::new(now),
             held_back: Cell::new(false),
+            looks: Cell::new(false),
             is_whole: Cell::new(false),
             waker: RefCell::default(),
             low_water: socket.map(|socket| LowWater::new(socket, 2 * mark)),
@@ -84,6 +89,8 @@ impl Intake {
 
     /// Something was read from the socket.
     pub(super) fn note_read(&self) {
+        self.looks.set(false);
+        self.is_whole.set(false);
         let now = Instant::now();
         let last_read = self.last_read.replace(now);
         self.arriving.set(if self.held_back.replace(self.is_raised()) { last_read } else { now });
@@ -101,7 +108,7 @@ impl Intake {
             self.since.set(Some(self.arriving.get()));
         }
         // Room for what is there and no more: most of the time a socket waits, and thousands of them would hold it empty.
-        let room = ahead.min(self.batch_bytes.saturating_sub(audio.len())).max(payload.len());
+        let room = ahead.min(self.most_bytes().saturating_sub(audio.len())).max(payload.len());
         audio.reserve(room);
         unmask_into(&mut audio, payload, mask);
     }
@@ -114,22 +121,28 @@ impl Intake {
 
     /// Whether a batch is whole.
     pub(super) fn is_full(&self) -> bool {
-        let most = if self.is_raised() { 2 * self.batch_bytes } else { self.batch_bytes };
-        self.audio.borrow().len() >= most
+        self.audio.borrow().len() >= self.most_bytes()
     }
 
-    /// Reads a stream that flows past actix-http, once there is a batch of it: its read buffer, which holds what was read until it reads again, would hold
-    /// a batch of each track. `before` is what actix-http has handed over since it had nothing more.
+    /// What one look at a stream that flows has read is not cut.
+    fn most_bytes(&self) -> usize {
+        if self.is_raised() { 2 * self.batch_bytes } else { self.batch_bytes }
+    }
+
+    /// Reads a stream that flows past actix-http, when the pulse has said so: its read buffer, which holds what was read until it reads again, would hold
+    /// a batch of each track. Asked when actix-http has nothing more; `before` is what it has handed over since it last had nothing.
     ///
-    /// Contract: actix-http holds no bytes, which come before these. It reads, decodes and hands over all that it has read in one poll, unless 32 KiB
-    /// wait to be taken (its `h1::payload`); those who look here have just taken everything, and it was less.
+    /// Contract: actix-http holds no bytes, which would come before these. It takes a poll of its own to read, decode and hand over, in this order, and
+    /// leaves out the two last steps only while 32 KiB wait to be taken (its `h1::payload`). The pulse is another task of the thread, so the poll that
+    /// asks here began after it; had anything waited then, or been read in it, it had been taken by now, and the pulse's word with it.
     pub(super) fn read_past(&self, before: usize) -> Option<Bytes> {
         let low_water = self.low_water.as_ref().filter(|low_water| low_water.is_raised())?;
         if before > AT_ONCE_BYTES {
+            // Else its read buffer would stay as large as that.
             low_water.lower();
             return None;
         }
-        if self.last_read.get().elapsed() < FLOW {
+        if !self.looks.take() {
             return None;
         }
         match low_water.read() {
@@ -141,6 +154,7 @@ impl Intake {
             // It has paused, or ended, which actix-http finds out.
             Ok(_) | Err(_) => {
                 low_water.lower();
+                self.held_back.set(false);
                 None
             }
         }
@@ -148,7 +162,7 @@ impl Intake {
 
     /// Whether there is a batch that has waited for long enough.
     pub(super) fn is_due(&self) -> bool {
-        self.is_whole.get() || self.since.get().is_some_and(|since| since.elapsed() >= PATIENCE)
+        self.since.get().is_some_and(|since| self.is_whole.get() || since.elapsed() >= PATIENCE)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -165,7 +179,6 @@ impl Intake {
 
     /// What has been collected.
     pub fn take(&self) -> Option<AudioArrived> {
-        self.is_whole.set(false);
         let arrived = self.since.take()?;
         let audio: Bytes = self.audio.take().freeze();
         if audio.len() >= self.batch_bytes && arrived.elapsed() < PAUSE {
@@ -191,10 +204,11 @@ impl Intake {
 
     fn on_pulse(&self, now: Instant) {
         let silent = now.saturating_duration_since(self.last_read.get());
-        if self.is_raised() && silent >= PAUSE {
+        if self.is_raised() && silent >= UNSEEN {
             self.lower();
         }
-        if (self.is_due() || self.is_raised() && silent >= FLOW)
+        self.looks.set(self.is_raised() && silent >= FLOW);
+        if (self.is_due() || self.looks.get())
             && let Some(waker) = self.waker.borrow().as_ref()
         {
             waker.wake_by_ref();

@@ -1,22 +1,24 @@
 //! The mark that a socket's bytes must reach before the kernel says that there is something to read.
 //!
-//! LiveKit sends a message each 10 ms. Where the mark is that of a whole batch, the server is woken once for it and reads it at once
+//! LiveKit sends a message each 10 ms. Where the mark is higher than a batch, nobody is woken for what comes, and the socket is read when there is a batch
 //! (`docs/performance.md`). But then a lone Close waits below the mark: it must fall as soon as the stream pauses.
 
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use nix::libc;
 use nix::sys::socket::{MsgFlags, SetSockOpt, recv};
 
+/// What is read with one call: more than a batch of LiveKit's.
+const AT_ONCE_BYTES: usize = 64 * 1024;
 /// The most that one look at a socket reads.
-const MOST_BYTES: usize = 64 * 1024;
+const MOST_BYTES: usize = 4 * AT_ONCE_BYTES;
 
 thread_local! {
     /// Where sockets of this thread are read to: one place for all, which none keeps between two reads.
-    static READ_TO: RefCell<Vec<u8>> = RefCell::new(vec![0; MOST_BYTES]);
+    static READ_TO: RefCell<Vec<u8>> = RefCell::new(vec![0; AT_ONCE_BYTES]);
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -74,14 +76,25 @@ impl LowWater {
         }
     }
 
-    /// Reads what is there without waiting. Empty when the sender has ended.
+    /// Reads what is there without waiting, up to 256 KiB. Empty when the sender has ended.
     ///
     /// # Errors
     /// What the kernel says; `WouldBlock` when there is nothing.
     pub fn read(&self) -> io::Result<Bytes> {
         READ_TO.with_borrow_mut(|buffer| {
-            let length = recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?;
-            Ok(Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default()))
+            let mut bytes = BytesMut::new();
+            loop {
+                let length = match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+                    Ok(length) => length,
+                    // What it says will be said again.
+                    Err(_) if !bytes.is_empty() => 0,
+                    Err(error) => return Err(error.into()),
+                };
+                bytes.extend_from_slice(buffer.get(..length).unwrap_or_default());
+                if length < buffer.len() || bytes.len() >= MOST_BYTES {
+                    return Ok(bytes.freeze());
+                }
+            }
         })
     }
 
