@@ -259,6 +259,7 @@ impl BufferActor {
     }
 
     fn on_appended(&mut self, reply: Result<Result<Appended, RecordingError>, MailboxError>, batch: Batch, generation: u32, ctx: &mut Context<Self>) {
+        let is_suspect = matches!(reply, Ok(Err(RecordingError::Suspect)));
         let error = match reply {
             Ok(Ok(Appended { segment_bytes })) => {
                 self.edge = Edge::Ready;
@@ -291,7 +292,7 @@ impl BufferActor {
             Err(error) => error.to_string(),
         };
         self.edge = Edge::Waiting { again: Some(batch) };
-        self.tell(&self.params.writer_failed.clone(), WriterFailed { generation, error }, ctx);
+        self.tell(&self.params.writer_failed.clone(), WriterFailed { generation, error, is_suspect }, ctx);
     }
 
     /// Sends a message to the supervisor and holds it until it is handled.

@@ -16,7 +16,7 @@ pub mod video;
 pub mod video_queue;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
@@ -104,6 +104,8 @@ pub struct CloseSocket {
 pub struct WriterFailed {
     pub generation: u32,
     pub error: String,
+    /// It could have gone on in its file, of which a sync has failed.
+    pub is_suspect: bool,
 }
 
 /// The segment has reached its length, or its sender has been silent for too long.
@@ -165,6 +167,8 @@ pub struct TrackActor {
     lifeline: watch::Sender<()>,
     /// Its end is not to wait for the disk for long.
     in_haste: watch::Sender<bool>,
+    /// Syncs fail again and again, and no next file is any better: writers stay in one that is suspect.
+    stays_suspect: Arc<AtomicBool>,
 }
 
 impl TrackActor {
@@ -197,6 +201,7 @@ impl TrackActor {
             spent: Some(spent),
             lifeline: watch::Sender::new(()),
             in_haste: watch::Sender::new(false),
+            stays_suspect: Arc::default(),
             params,
         };
         let running = actix_rt::spawn(context.into_future(track));

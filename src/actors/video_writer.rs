@@ -4,6 +4,7 @@
 //! Full: `TrackActor` keeps one append in flight and holds the rest. Dies: `TrackActor` opens the next segment; the file can be read all the same.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use actix::prelude::*;
 use actix_rt::task::spawn_blocking;
@@ -70,6 +71,8 @@ pub struct VideoWriterParams {
     pub clock: Clock,
     pub syncer: Syncer,
     pub append_pool: AppendPool,
+    /// Whether it goes on in a file of which a sync has failed.
+    pub stays_suspect: Arc<AtomicBool>,
 }
 
 pub struct VideoWriterActor {
@@ -136,7 +139,7 @@ impl Handler<AppendVideo> for VideoWriterActor {
                 return at_once(Ok(()));
             }
             State::Empty => None,
-            State::Open(file) if file.is_suspect() => {
+            State::Open(file) if file.is_suspect() && !self.params.stays_suspect.load(Relaxed) => {
                 self.state = State::Open(file);
                 return at_once(Err(RecordingError::Suspect));
             }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use actix::prelude::*;
@@ -144,6 +145,8 @@ pub struct WavWriterParams {
     pub clock: Clock,
     pub syncer: Syncer,
     pub append_pool: AppendPool,
+    /// Whether it goes on in a file of which a sync has failed.
+    pub stays_suspect: Arc<AtomicBool>,
 }
 
 pub struct WavWriterActor {
@@ -248,7 +251,7 @@ impl Handler<AppendAudio> for WavWriterActor {
                 return AtomicResponse::new(Box::pin(async { Ok(Appended { segment_bytes: 0 }) }.into_actor(self)));
             }
             State::Empty => None,
-            State::Open(file) if file.is_suspect() => {
+            State::Open(file) if file.is_suspect() && !self.params.stays_suspect.load(Relaxed) => {
                 self.state = State::Open(file);
                 return AtomicResponse::new(Box::pin(async { Err(RecordingError::Suspect) }.into_actor(self)));
             }

@@ -1,6 +1,7 @@
 //! I8: a panic stays where it is.
 
 use super::{all_final, continued, cut_short, failing, twenty_speak};
+use super::{recorded, speak, speech};
 use crate::support::egress_peer::{EgressPeer, counter_pcm};
 use crate::support::fake_hume::{FakeHume, FakeHumeOptions};
 use crate::support::test_app::read_wav;
@@ -99,6 +100,20 @@ async fn i8_a_sync_that_panics_makes_files_suspect_and_costs_nothing() {
     let rows: Vec<_> = kept.values().flat_map(|track| &track.rows).collect();
     assert!(rows.iter().any(|row| row["suspect"] == true), "{rows:?}");
     assert!(kept.values().all(|track| track.rows.last().unwrap()["suspect"] == false), "the segments behind it are not: {rows:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_syncs_that_keep_failing_end_no_track_and_lose_nothing() {
+    let app = failing("syncer-sync=panic").start().await;
+    // Six files are given up, one a second; the seventh is written to its end.
+    let spoken = speak(&app, 0, 200).await.await.unwrap();
+    assert!(spoken.close.close_frame && spoken.close.code.is_none(), "the track was not ended: {:?}\n{}", spoken.close, app.log());
+    let ended = async || recorded(&app).await.remove(&0).filter(|track| track.ended);
+    let kept = app.eventually("its rows are final", ended).await;
+    assert!(kept.pcm == speech(0, spoken.sent), "{} of {} bytes", kept.pcm.len(), spoken.sent);
+    assert_eq!(kept.rows.len(), 7, "{:?}", kept.rows);
+    assert!(kept.rows.iter().all(|row| row["suspect"] == true), "{:?}", kept.rows);
+    assert_eq!(app.metric("live_meeting_tracks_given_up_total").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -43,6 +43,6 @@ impl Appends for BufferActor {
             return self.append(batch, ctx);
         }
         self.edge = Edge::Waiting { again: Some(batch) };
-        self.tell(&self.params.writer_failed.clone(), WriterFailed { generation, error }, ctx);
+        self.tell(&self.params.writer_failed.clone(), WriterFailed { generation, error, is_suspect: false }, ctx);
     }
 }

@@ -61,7 +61,7 @@ impl TrackActor {
         let name = self.segment_name();
         let (rows, stats, shared) = (self.rows.clone(), Arc::clone(&self.params.stats), Arc::clone(&resources));
         let (taken, session_started_at) = (Arc::clone(&self.taken), *session_started_at);
-        let clock = self.params.clock;
+        let (clock, stays_suspect) = (self.params.clock, Arc::clone(&self.stays_suspect));
         let (writer, writer_runs) = Child::start(WRITER_RESTARTS, move || {
             WavWriterActor::new(WavWriterParams {
                 id: SegmentId::fresh(),
@@ -76,6 +76,7 @@ impl TrackActor {
                 clock,
                 syncer: shared.syncer.clone(),
                 append_pool: shared.append_pool.clone(),
+                stays_suspect: Arc::clone(&stays_suspect),
             })
         });
         let analysis = match &resources.service {
@@ -152,13 +153,13 @@ impl TrackActor {
         log::error!("a child of a track panicked connection={} child={kind:?} generation={generation} error={error}", self.params.connection);
         match kind {
             ChildKind::Buffer => self.on(TrackEvent::End(EndReason::Failed), ctx),
-            ChildKind::Writer => self.replace_failed_writer(generation, "it panicked", ctx),
+            ChildKind::Writer => self.replace_failed_writer(generation, "it panicked", false, ctx),
             ChildKind::Analysis => self.restart_analysis(generation, ctx),
             ChildKind::VideoWriter => self.video_writer_panicked(generation, ctx),
         }
     }
 
-    fn replace_failed_writer(&mut self, generation: u32, error: &str, ctx: &mut Context<Self>) {
+    fn replace_failed_writer(&mut self, generation: u32, error: &str, is_suspect: bool, ctx: &mut Context<Self>) {
         let Some(children) = &mut self.children else { return };
         if children.writer.generation() != generation {
             return;
@@ -169,6 +170,10 @@ impl TrackActor {
                 self.params.stats.note_writer_restart();
                 self.next_segment(EndReason::Failed, ctx);
             }
+            Verdict::GiveUp if is_suspect => {
+                self.stay_suspect(error);
+                self.next_segment(EndReason::Failed, ctx);
+            }
             Verdict::GiveUp => {
                 log::error!("a track's segments fail again and again, it is given up connection={} error={error}", self.params.connection);
                 self.params.stats.totals().given_up.inc();
@@ -176,6 +181,16 @@ impl TrackActor {
                 self.on(TrackEvent::End(EndReason::Failed), ctx);
             }
         }
+    }
+
+    /// Syncs fail again and again. What is written may be there all the same, and what is not written is not: the next file is written to its end.
+    pub(super) fn stay_suspect(&self, error: &str) {
+        log::error!(
+            "the disk fails again and again, the next segment stays open though it is suspect connection={} error={error}",
+            self.params.connection
+        );
+        self.params.stats.note_writer_restart();
+        self.stays_suspect.store(true, Relaxed);
     }
 
     /// Finishes the segment in the background and lets the buffer go on with the next.
@@ -261,7 +276,7 @@ impl Handler<WriterFailed> for TrackActor {
     type Result = ();
 
     fn handle(&mut self, msg: WriterFailed, ctx: &mut Context<Self>) {
-        self.replace_failed_writer(msg.generation, &msg.error, ctx);
+        self.replace_failed_writer(msg.generation, &msg.error, msg.is_suspect, ctx);
     }
 }
 

@@ -80,6 +80,7 @@ impl TrackActor {
         let name = self.segment_name();
         let (rows, shared) = (self.rows.clone(), Arc::clone(&self.params.resources));
         let (session_started_at, clock) = (self.params.identity.session_started_at, self.params.clock);
+        let stays_suspect = Arc::clone(&self.stays_suspect);
         let (writer, runs) = Child::start(WRITER_RESTARTS, move || {
             VideoWriterActor::new(VideoWriterParams {
                 id: SegmentId::fresh(),
@@ -91,6 +92,7 @@ impl TrackActor {
                 clock,
                 syncer: shared.syncer.clone(),
                 append_pool: shared.append_pool.clone(),
+                stays_suspect: Arc::clone(&stays_suspect),
             })
         });
         Self::watch(ChildKind::VideoWriter, 0, runs, ctx);
@@ -195,6 +197,7 @@ impl TrackActor {
         ctx: &mut Context<Self>,
     ) {
         let Some(video) = &mut self.video else { return };
+        let is_suspect = matches!(reply, Ok(Err(RecordingError::Suspect)));
         let error = match reply {
             Ok(Ok(())) => {
                 video.edge = Edge::Ready;
@@ -228,19 +231,29 @@ impl TrackActor {
             // It died; whichever is heard of first, this or its end.
             Err(error) => error.to_string(),
         };
-        self.on_given_up(append, generation, error, ctx);
+        self.go_on(append, generation, &error, is_suspect, ctx);
+    }
+
+    /// What the last writer did not take begins the next file.
+    fn go_on(&mut self, append: Append, generation: u32, error: &str, is_suspect: bool, ctx: &mut Context<Self>) {
+        if self.replace_failed_video_writer(generation, error, is_suspect, ctx) {
+            if let Some(video) = &mut self.video {
+                video.queue.begin_segment_with(&append.batch);
+            }
+            self.append_video(append, ctx);
+        }
     }
 
     pub(super) fn video_writer_panicked(&mut self, generation: u32, ctx: &mut Context<Self>) {
         let in_flight = self.video.as_ref().is_some_and(|video| matches!(video.edge, Edge::Busy));
         // The append that it died of fails too, and finds the next writer there or asks for it.
         if !in_flight {
-            self.replace_failed_video_writer(generation, "it panicked", ctx);
+            self.replace_failed_video_writer(generation, "it panicked", false, ctx);
         }
     }
 
     /// Returns whether a writer is there to go on with.
-    fn replace_failed_video_writer(&mut self, generation: u32, error: &str, ctx: &mut Context<Self>) -> bool {
+    fn replace_failed_video_writer(&mut self, generation: u32, error: &str, is_suspect: bool, ctx: &mut Context<Self>) -> bool {
         let Some(video) = &mut self.video else { return false };
         if video.writer.generation() != generation {
             return true;
@@ -249,6 +262,11 @@ impl TrackActor {
             Verdict::RestartIn(_) => {
                 log::error!("a segment failed, the next one goes on connection={} error={error}", self.params.connection);
                 self.params.stats.note_writer_restart();
+                self.next_video_segment(EndReason::Failed, ctx);
+                true
+            }
+            Verdict::GiveUp if is_suspect => {
+                self.stay_suspect(error);
                 self.next_video_segment(EndReason::Failed, ctx);
                 true
             }
@@ -328,14 +346,8 @@ impl Appends for TrackActor {
         self.params.resources.video_pulse.clone()
     }
 
-    /// What the last writer did not take begins the next file.
     fn on_given_up(&mut self, append: Append, generation: u32, error: String, ctx: &mut Context<Self>) {
-        if self.replace_failed_video_writer(generation, &error, ctx) {
-            if let Some(video) = &mut self.video {
-                video.queue.begin_segment_with(&append.batch);
-            }
-            self.append_video(append, ctx);
-        }
+        self.go_on(append, generation, &error, false, ctx);
     }
 }
 
