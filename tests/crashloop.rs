@@ -70,7 +70,7 @@ async fn speak(addr: SocketAddr, sender: u32, seed: u32, sent: Arc<AtomicU64>) {
 /// The floor beside a life of the server: one that only makes a small file now and then, on the same disk.
 struct Stalls {
     over: mpsc::Sender<()>,
-    thread: std::thread::JoinHandle<Duration>,
+    thread: std::thread::JoinHandle<Vec<(Instant, Instant)>>,
 }
 
 impl Stalls {
@@ -80,24 +80,28 @@ impl Stalls {
         let (over, ended) = mpsc::channel();
         let path = directory.join("stalls");
         let thread = std::thread::spawn(move || {
-            let mut longest = Duration::ZERO;
+            let mut waits = Vec::new();
             let mut before = Instant::now();
-            while ended.recv_timeout(Self::EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+            loop {
+                let goes_on = ended.recv_timeout(Self::EVERY) == Err(mpsc::RecvTimeoutError::Timeout);
                 std::fs::write(&path, [1; 4096]).unwrap();
                 std::fs::remove_file(&path).unwrap();
-                longest = longest.max(before.elapsed().saturating_sub(Self::EVERY));
+                waits.push((before, Instant::now()));
                 before = Instant::now();
+                if !goes_on {
+                    return waits;
+                }
             }
-            // It may be waiting still.
-            longest.max(before.elapsed().saturating_sub(Self::EVERY))
         });
         Self { over, thread }
     }
 
-    /// The longest that machine and disk let it wait.
-    fn longest(self) -> Duration {
+    /// The longest that machine and disk let it wait in the last second before `killed`: what came earlier is in its file.
+    fn longest_before(self, killed: Instant) -> Duration {
         drop(self.over);
-        self.thread.join().unwrap()
+        let waits = self.thread.join().unwrap();
+        let of_interest = waits.into_iter().filter(|(began, ended)| *began < killed && *ended + Duration::from_secs(1) > killed);
+        of_interest.map(|(began, ended)| ended.min(killed).duration_since(began).saturating_sub(Self::EVERY)).max().unwrap_or_default()
     }
 }
 
@@ -121,11 +125,12 @@ async fn live_and_die(app: TestApp, life: u32, lasts: Duration) -> Death {
     let told = segments(&app.items(RECORDINGS).await).into_keys().collect();
     tokio::time::sleep(lasts / 2).await;
     let sent: Vec<u64> = counts.iter().map(|sent| sent.load(Ordering::Relaxed)).collect();
+    let killed = Instant::now();
     let stopped = app.kill().await;
     for sender in senders {
         sender.abort();
     }
-    Death { stopped, sent, told, stall: stalls.longest() }
+    Death { stopped, sent, told, stall: stalls.longest_before(killed) }
 }
 
 fn seed_of(life: u32, sender: u32) -> u32 {
