@@ -96,7 +96,8 @@ impl TrackActor {
         }
         let Some(children) = &self.children else { return self.on(TrackEvent::Drained, ctx) };
         let buffer = children.buffer.addr().clone();
-        let emptied = self.in_time(buffer.send(FinishBuffer));
+        // Sent when it is first polled, and not here: audio whose handing over has begun may wait to be polled, and comes first.
+        let emptied = self.in_time(async move { buffer.send(FinishBuffer).await });
         let drained = emptied
             .into_actor(self)
             .then(move |emptied, track, ctx| {
