@@ -165,10 +165,6 @@ impl Intake {
         self.since.get().is_some_and(|since| self.is_whole.get() || since.elapsed() >= PATIENCE)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.since.get().is_none()
-    }
-
     /// Remembers whom the pulse is to wake.
     pub(super) fn wake_later(&self, waker: &Waker) {
         let mut kept = self.waker.borrow_mut();

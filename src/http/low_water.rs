@@ -12,13 +12,13 @@ use nix::libc;
 use nix::sys::socket::{MsgFlags, SetSockOpt, recv};
 
 /// What is read with one call: more than a batch of LiveKit's.
-const AT_ONCE_BYTES: usize = 64 * 1024;
+const CALL_BYTES: usize = 64 * 1024;
 /// The most that one look at a socket reads.
-const MOST_BYTES: usize = 4 * AT_ONCE_BYTES;
+const MOST_BYTES: usize = 4 * CALL_BYTES;
 
 thread_local! {
     /// Where sockets of this thread are read to: one place for all, which none keeps between two reads.
-    static READ_TO: RefCell<Vec<u8>> = RefCell::new(vec![0; AT_ONCE_BYTES]);
+    static READ_TO: RefCell<Vec<u8>> = RefCell::new(vec![0; CALL_BYTES]);
 }
 
 #[derive(Debug, Clone, Copy)]

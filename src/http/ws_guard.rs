@@ -220,7 +220,6 @@ impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> WsGuard<S> {
     fn due_batch(&self, cx: &mut Context<'_>) -> Option<Bytes> {
         let intake = self.intake.as_ref()?;
         intake.wake_later(cx.waker());
-        (!intake.is_empty()).then_some(())?;
         (intake.is_full() || intake.is_due()).then(|| Bytes::from_static(BATCH_IS_THERE))
     }
 }
