@@ -6,11 +6,12 @@ pub mod recovery;
 use chrono::{DateTime, Utc};
 
 use crate::audio::format::PcmFormat;
+use crate::audio::gaps::Gap;
 use crate::db::rows::seals::{Seal, SegmentInContext};
-use crate::db::rows::{ClosedSegment, EndReason, Gap, GapReason};
+use crate::db::rows::{ClosedSegment, EndReason};
 use crate::ids::SegmentId;
 use crate::recording::path::SegmentName;
-use crate::recording::sidecar::{self, MediaFormat, MutedFrames, Sidecar, SidecarGap};
+use crate::recording::sidecar::{self, MediaFormat, Sidecar, SidecarGap};
 
 /// Where a file comes from, which its row knows by its recording.
 #[derive(Debug, Clone)]
@@ -20,7 +21,6 @@ pub struct Origin {
     pub file: String,
     pub format: MediaFormat,
     pub started_at: DateTime<Utc>,
-    pub mute_spans: Vec<MutedFrames>,
 }
 
 /// From the start of its session to a file's first sample. Clocks may differ: LiveKit's says when a session began.
@@ -50,8 +50,8 @@ pub fn sidecar_of(closed: &ClosedSegment, origin: Origin) -> Sidecar {
         ended_at: closed.ended_at,
         session_offset_ms: closed.seal.session_offset_ms,
         drift_ppm: closed.seal.drift_ppm,
-        gaps: closed.gaps.iter().map(told_gap).collect(),
-        mute_spans: origin.mute_spans,
+        gaps: closed.gaps.iter().map(SidecarGap::from).collect(),
+        mute_spans: closed.seal.mute_spans.clone(),
         end_reason: closed.reason.as_str().to_owned(),
         recovered: closed.seal.recovered,
         suspect: closed.seal.suspect,
@@ -85,11 +85,12 @@ pub fn closed_by(id: SegmentId, sidecar: &Sidecar) -> ClosedSegment {
             sha256: sidecar.sha256.clone(),
             width: sidecar.width,
             height: sidecar.height,
+            mute_spans: sidecar.mute_spans.clone(),
         },
     }
 }
 
-/// The sidecar of a finished file that has none, by its row: it was finished before there were any, or the disk was full then. Mute spans are the track's.
+/// The sidecar of a finished file that has none, by its row: it was finished before there were any, or the disk was full then.
 pub fn sidecar_by_row(row: SegmentInContext, format: MediaFormat, ended_at: DateTime<Utc>) -> Sidecar {
     let SegmentInContext { segment, meeting_id, room_name, participant, session_started_at: _, seal } = row;
     let seal = seal.as_ref();
@@ -115,94 +116,21 @@ pub fn sidecar_by_row(row: SegmentInContext, format: MediaFormat, ended_at: Date
             sha256: None,
             width: seal.and_then(|seal| seal.width).and_then(size),
             height: seal.and_then(|seal| seal.height).and_then(size),
+            mute_spans: seal.and_then(|seal| serde_json::from_str(&seal.mute_spans).ok()).unwrap_or_default(),
         },
     };
     let file = segment.path.rsplit('/').next().unwrap_or_default().to_owned();
     let name = SegmentName { meeting: meeting_id, room: room_name, participant, track: segment.track_sid };
-    sidecar_of(&closed, Origin { name, file, format, started_at: segment.started_at.and_utc(), mute_spans: Vec::new() })
-}
-
-fn told_gap(gap: &Gap) -> SidecarGap {
-    let reason = match gap.reason {
-        GapReason::Overload => "overload",
-        GapReason::Missing => "missing",
-        GapReason::Muted => "muted",
-    };
-    SidecarGap { start_frame: gap.start_frame, frames: gap.frames, reason: reason.to_owned() }
-}
-
-/// The frames of the connection that a file of so many frames took in.
-pub fn frames_taken(file_frames: u64, gaps: &[Gap]) -> u64 {
-    let of = |reason| gaps.iter().filter(|gap| gap.reason == reason).map(|gap| gap.frames).sum::<u64>();
-    (file_frames + of(GapReason::Muted)).saturating_sub(of(GapReason::Missing))
-}
-
-/// The silence in front of a file's first frame that came, in frames: a pause right before it, or one that was found only when the file it fell into was full.
-pub fn leading_silence(gaps: &[Gap]) -> u64 {
-    let missing = gaps.iter().filter(|gap| gap.reason == GapReason::Missing);
-    missing.fold(0, |silence, gap| if gap.start_frame == silence { silence + gap.frames } else { silence })
-}
-
-/// The mute spans of a connection as far as they lie in a file. Spans count in the connection's frames, of which the file's first is `first`; one without an
-/// end goes on.
-pub fn muted_in_file(spans: &[(u64, Option<u64>)], first: u64, file_frames: u64, gaps: &[Gap]) -> Vec<MutedFrames> {
-    let in_file = |frame: u64| file_frame(frame.saturating_sub(first), gaps).min(file_frames);
-    let clipped = spans.iter().map(|(start, end)| (in_file(*start), end.map_or(file_frames, in_file)));
-    clipped.filter(|(start, end)| start < end).map(|(start, end)| MutedFrames { start_frame: start, frames: end - start }).collect()
-}
-
-/// Where a frame of the connection, counted from the file's first, lies in the file: silence that was left out moves it forward, silence that was filled in
-/// moves it back.
-fn file_frame(frame: u64, gaps: &[Gap]) -> u64 {
-    let (mut left_out, mut filled) = (0, 0);
-    for gap in gaps {
-        let begins = (gap.start_frame + left_out).saturating_sub(filled);
-        if frame <= begins {
-            break;
-        }
-        match gap.reason {
-            GapReason::Overload => {}
-            GapReason::Missing => filled += gap.frames,
-            GapReason::Muted => left_out += gap.frames.min(frame - begins),
-        }
-    }
-    (frame + filled).saturating_sub(left_out)
+    sidecar_of(&closed, Origin { name, file, format, started_at: segment.started_at.and_utc() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audio::gaps::{GapReason, MutedFrames};
 
     fn gap(start_frame: u64, frames: u64, reason: GapReason) -> Gap {
         Gap { start_frame, frames, reason }
-    }
-
-    fn muted(start_frame: u64, frames: u64) -> MutedFrames {
-        MutedFrames { start_frame, frames }
-    }
-
-    #[test]
-    fn mute_spans_are_cut_to_the_file() {
-        let spans = [(10, Some(20)), (90, Some(110)), (150, Some(160)), (190, None)];
-        assert_eq!(muted_in_file(&spans, 0, 100, &[]), [muted(10, 10), muted(90, 10)]);
-        assert_eq!(muted_in_file(&spans, 100, 100, &[]), [muted(0, 10), muted(50, 10), muted(90, 10)]);
-        assert_eq!(muted_in_file(&spans, 200, 5, &[]), [muted(0, 5)]);
-    }
-
-    #[test]
-    fn what_is_left_out_or_filled_in_moves_what_comes_behind_it() {
-        // 30 frames are left out behind 15, 50 filled in at 60 of the file.
-        let gaps = [gap(5, 3, GapReason::Overload), gap(15, 30, GapReason::Muted), gap(60, 50, GapReason::Missing)];
-        assert_eq!((frames_taken(200, &gaps), leading_silence(&gaps)), (180, 0));
-        let spans = [(10, Some(45)), (20, Some(40)), (80, Some(95))];
-        assert_eq!(muted_in_file(&spans, 0, 200, &gaps), [muted(10, 5), muted(50, 65)]);
-    }
-
-    #[test]
-    fn a_file_that_begins_with_what_was_missing_begins_before_its_audio() {
-        let gaps = [gap(0, 30, GapReason::Missing), gap(30, 5, GapReason::Muted), gap(30, 20, GapReason::Missing), gap(90, 7, GapReason::Missing)];
-        assert_eq!((leading_silence(&gaps), frames_taken(100, &gaps)), (50, 48));
-        assert_eq!(muted_in_file(&[(10, None)], 0, 100, &gaps), [muted(55, 45)]);
     }
 
     #[test]
@@ -224,10 +152,11 @@ mod tests {
                 sha256: Some("ab".to_owned()),
                 width: None,
                 height: None,
+                mute_spans: vec![MutedFrames { start_frame: 1, frames: 5 }],
             },
         };
         let name = SegmentName { meeting: "RM".into(), room: "room".into(), participant: None, track: None };
-        let origin = Origin { name, file: "x.wav".into(), format: MediaFormat::Wav, started_at: DateTime::UNIX_EPOCH, mute_spans: Vec::new() };
+        let origin = Origin { name, file: "x.wav".into(), format: MediaFormat::Wav, started_at: DateTime::UNIX_EPOCH };
         let sidecar = sidecar_of(&closed, origin);
         let again = closed_by(SegmentId::new("1"), &sidecar);
         assert_eq!(format!("{closed:?}"), format!("{again:?}"));

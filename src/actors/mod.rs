@@ -27,6 +27,7 @@ pub mod child;
 pub mod egress_starter;
 pub mod hume_client;
 pub mod in_flight;
+pub mod mutes;
 pub mod read_stalls;
 pub mod reconciler;
 pub mod session_registry;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::mutes::{Mutes, Position};
 use super::totals::{Totals, count};
 use super::video_stats::{VideoSnapshot, VideoStats};
 use crate::audio::drift::Drift;
@@ -35,6 +36,7 @@ pub struct TrackStats {
     pub left_out_frames: AtomicU64,
     pub lost_bytes: AtomicU64,
     pub muted: AtomicBool,
+    pub mutes: Mutes,
     /// The connection is over and its file is being sealed.
     pub draining: AtomicBool,
     pub unknown_texts: AtomicU64,
@@ -55,15 +57,6 @@ pub struct TrackStats {
     pub analysis_restarts: AtomicU32,
     /// Of a track of video, of which `frames` are pictures.
     pub video: Option<VideoStats>,
-}
-
-/// A place in what a connection brings, in bytes of the arriving format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    /// What came, and what a muted track left out: what its segments count as taken in.
-    pub taken_bytes: u64,
-    /// What had been filled in by then.
-    pub filled_bytes: u64,
 }
 
 /// The counters at one moment, as the API shows them.
@@ -158,6 +151,7 @@ impl TrackStats {
             left_out_frames: AtomicU64::default(),
             lost_bytes: AtomicU64::default(),
             muted: AtomicBool::default(),
+            mutes: Mutes::default(),
             draining: AtomicBool::default(),
             unknown_texts: AtomicU64::default(),
             level_peak: AtomicU16::default(),

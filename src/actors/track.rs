@@ -31,21 +31,19 @@ use self::rows::{RowLog, TrackIdentity};
 use self::video::Video;
 use super::buffer::{PushAudio, SetMuted, SettleFormat};
 use super::session_registry::{ConnectionId, TrackEnded, TrackEnding};
-use super::stats::{Position, TrackStats};
+use super::stats::TrackStats;
 use super::wav_writer::CorrectFormat;
 use crate::audio::format::PcmFormat;
 use crate::audio::mixdown::{Mix, Mixdown};
 use crate::audio::rate_judge::{RateJudge, Verdict as RateVerdict};
 use crate::clock::Clock;
-use crate::db::rows::{EndReason, MuteSpan, TrackFacts};
+use crate::db::rows::{EndReason, TrackFacts};
 use crate::fail_point;
 use crate::ids::TicketId;
 use crate::video::codec::VideoCodec;
 
 /// 9 s of batches.
 const MAILBOX_CAPACITY: usize = 64;
-/// Mute spans that are kept of one connection: an hour of one every few seconds.
-const MAX_MUTE_SPANS: usize = 1_000;
 /// How often idleness is looked at, and changed facts are told to the rows.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// A batch of the socket's binary messages, as one run of bytes.
@@ -156,8 +154,6 @@ pub struct TrackActor {
     taken: Arc<AtomicU64>,
     /// Earlier segments that are not sealed yet.
     sealing: Vec<oneshot::Receiver<()>>,
-    /// From a mute text to the next unmute text.
-    mute_spans: Vec<(Position, Option<Position>)>,
     /// It has been said that the sender's clock drifts.
     drift_is_told: bool,
     /// Mute spans or format are newer than what the rows were told.
@@ -195,7 +191,6 @@ impl TrackActor {
             finishing: Vec::new(),
             taken: Arc::default(),
             sealing: Vec::new(),
-            mute_spans: Vec::new(),
             drift_is_told: false,
             facts_changed: false,
             spent: Some(spent),
@@ -232,17 +227,8 @@ impl TrackActor {
     }
 
     fn tell_facts(&self) {
-        let format = self.params.stats.format();
-        let ms = |at: Position| format.frame_ms(format.frames(at.taken_bytes + at.filled_bytes));
-        let mute_spans = self.mute_spans.iter().map(|(start, end)| MuteSpan { start_ms: ms(*start), end_ms: end.map(ms) }).collect();
+        let mute_spans = self.params.stats.mutes.in_ms(self.params.stats.format());
         self.rows.facts(TrackFacts { format_mismatch: self.params.stats.format_mismatch(), mute_spans });
-    }
-
-    /// The mute spans in frames of the connection. Each file knows by its gaps where they lie in it: a hole may be found only after the text behind it.
-    fn muted_frames(&self) -> Vec<(u64, Option<u64>)> {
-        let format = self.params.stats.format();
-        let frame = |at: Position| format.frames(at.taken_bytes);
-        self.mute_spans.iter().map(|(start, end)| (frame(*start), end.map(frame))).collect()
     }
 
     /// Says once that the sender's clock is out of order. What it sends is recorded as it comes.
@@ -374,15 +360,8 @@ impl Handler<MuteTold> for TrackActor {
     type Result = ();
 
     fn handle(&mut self, MuteTold(muted): MuteTold, ctx: &mut Context<Self>) {
-        let position = self.params.stats.position();
-        let full = self.mute_spans.len() >= MAX_MUTE_SPANS;
-        match (muted, self.mute_spans.last_mut()) {
-            // A flood of texts costs no memory: past the bound the last span goes on to the next end.
-            (true, Some((_, end @ Some(_)))) if full => *end = None,
-            (true, None | Some((_, Some(_)))) => self.mute_spans.push((position, None)),
-            (false, Some((_, end @ None))) => *end = Some(position),
-            // LiveKit's values alternate; a repetition changes nothing.
-            (true, Some((_, None))) | (false, None | Some((_, Some(_)))) => return,
+        if !self.params.stats.mutes.note(muted, self.params.stats.position()) {
+            return;
         }
         self.params.stats.muted.store(muted, Relaxed);
         self.facts_changed = true;

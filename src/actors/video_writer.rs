@@ -14,14 +14,16 @@ use super::stats::WriteLag;
 use super::track::segment_end::SegmentRow;
 use super::wav_writer::{Counts, RecordingError, end_row};
 use crate::audio::format::PcmFormat;
+use crate::audio::gaps::{Gap, GapReason};
 use crate::clock::Clock;
 use crate::db::rows::seals::Seal;
-use crate::db::rows::{ClosedSegment, EndReason, Gap, GapReason};
+use crate::db::rows::{ClosedSegment, EndReason};
 use crate::fail_point;
 use crate::ids::SegmentId;
 use crate::journal::rows::OpenedSegment;
 use crate::recording::append_pool::AppendPool;
 use crate::recording::fence::Fence;
+use crate::recording::notes::Known;
 use crate::recording::path::SegmentName;
 use crate::recording::root::Root;
 use crate::recording::syncer::Syncer;
@@ -81,7 +83,7 @@ pub struct VideoWriterActor {
     params: VideoWriterParams,
     /// When the last picture of the file came.
     ended_at: Option<DateTime<Utc>>,
-    gaps: Vec<Gap>,
+    gaps: Arc<Vec<Gap>>,
 }
 
 enum State {
@@ -95,23 +97,22 @@ enum State {
 
 impl VideoWriterActor {
     pub fn new(params: VideoWriterParams) -> Self {
-        Self { params, state: State::Empty, ended_at: None, gaps: Vec::new() }
+        Self { params, state: State::Empty, ended_at: None, gaps: Arc::default() }
     }
 
-    /// Takes note of what is missing, once the pieces are in the file; `position` is the count of pictures in front of them.
-    fn note(&mut self, pieces: &[VideoPiece], mut position: u64) {
+    /// The gaps of the file once the pieces are in it; `position` is the count of pictures in front of them.
+    fn gaps_with(&self, pieces: &[VideoPiece], mut position: u64) -> Arc<Vec<Gap>> {
+        let mut gaps = Arc::clone(&self.gaps);
         for piece in pieces {
             match piece {
-                VideoPiece::Picture(picture) => {
-                    position += picture.pictures;
-                    self.ended_at = Some(picture.arrival.wall);
-                }
-                VideoPiece::Lost(pictures) => match self.gaps.last_mut() {
+                VideoPiece::Picture(picture) => position += picture.pictures,
+                VideoPiece::Lost(pictures) => match Arc::make_mut(&mut gaps).last_mut() {
                     Some(last) if last.start_frame == position => last.frames += pictures,
-                    _ => self.gaps.push(Gap { start_frame: position, frames: *pictures, reason: GapReason::Overload }),
+                    _ => Arc::make_mut(&mut gaps).push(Gap { start_frame: position, frames: *pictures, reason: GapReason::Overload }),
                 },
             }
         }
+        gaps
     }
 }
 
@@ -135,7 +136,7 @@ impl Handler<AppendVideo> for VideoWriterActor {
         let file = match std::mem::replace(&mut self.state, State::Writing) {
             State::Empty if pictures.is_empty() => {
                 self.state = State::Empty;
-                self.note(&msg.pieces, 0);
+                self.gaps = self.gaps_with(&msg.pieces, 0);
                 return at_once(Ok(()));
             }
             State::Empty => None,
@@ -153,13 +154,15 @@ impl Handler<AppendVideo> for VideoWriterActor {
         let (root, name, format, syncer) = (self.params.root.clone(), self.params.name.clone(), msg.format, self.params.syncer.clone());
         let started_at = oldest.map_or_else(|| self.params.clock.now(), |oldest| oldest.wall);
         let fence = Arc::clone(&msg.fence);
+        let gaps = self.gaps_with(&msg.pieces, file.as_ref().map_or(0, |file| file.state().pictures));
+        let known = Known { gaps: Arc::clone(&gaps), ..Known::default() };
         let write = self.params.append_pool.run(move || {
             fail_point::pass("video-queue");
             if !fence.begin() {
                 return (file, Ok(Counts::Nothing));
             }
             fail_point::pass("video-append");
-            match file {
+            let (mut file, outcome) = match file {
                 None => match VideoFile::create(&root, &name, started_at, format, &pictures, &syncer) {
                     Ok(file) if fence.finish() => (Some(file), Ok(Counts::First)),
                     Ok(file) => (None, file.discard().map(|()| Counts::Nothing)),
@@ -169,14 +172,17 @@ impl Handler<AppendVideo> for VideoWriterActor {
                     let outcome = file.append_within(&fence, &pictures).map(|counts| if counts { Counts::More } else { Counts::Nothing });
                     (Some(file), outcome)
                 }
+            };
+            if let (Some(file), Ok(Counts::First | Counts::More)) = (&mut file, &outcome) {
+                file.tell(known);
             }
+            (file, outcome)
         });
         AtomicResponse::new(Box::pin(write.into_actor(self).map(move |joined, this, _| {
             let Ok((file, outcome)) = joined else {
                 this.state = State::Finished;
                 return Err(RecordingError::WriterLost);
             };
-            let total = file.as_ref().map_or(0, |file| file.state().pictures);
             if let (Some(file), Ok(Counts::First)) = (&file, &outcome) {
                 this.params.rows.segment_opened(OpenedSegment {
                     id: this.params.id.clone(),
@@ -190,8 +196,8 @@ impl Handler<AppendVideo> for VideoWriterActor {
             if matches!(outcome.map_err(error)?, Counts::Nothing) {
                 return Err(RecordingError::GivenUp);
             }
-            let appended: u64 = msg.pieces.iter().filter_map(VideoPiece::picture).map(|picture| picture.pictures).sum();
-            this.note(&msg.pieces, total - appended);
+            this.gaps = gaps;
+            this.ended_at = msg.pieces.iter().filter_map(VideoPiece::picture).last().map(|last| last.arrival.wall).or(this.ended_at);
             if let Some(oldest) = oldest {
                 this.params.lag.observe(oldest.at.elapsed());
             }
@@ -216,7 +222,6 @@ impl Handler<FinishVideo> for VideoWriterActor {
             file: file.relative_path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
             format: container.into(),
             started_at: file.started_at(),
-            mute_spans: Vec::new(),
         };
         let seal = Seal {
             session_offset_ms: session_offset_ms(file.started_at(), self.params.session_started_at),
@@ -231,7 +236,7 @@ impl Handler<FinishVideo> for VideoWriterActor {
             bytes: written.bytes,
             ended_at: self.ended_at.unwrap_or_else(|| self.params.clock.now()),
             reason: msg.reason,
-            gaps: std::mem::take(&mut self.gaps),
+            gaps: Arc::unwrap_or_clone(std::mem::take(&mut self.gaps)),
             seal,
         };
         let (sidecar, syncer) = (sidecar_of(&closed, origin), self.params.syncer.clone());

@@ -15,20 +15,22 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::stats::{TrackStats, WriteLag};
 use super::track::segment_end::{SegmentRow, Taken};
 use crate::audio::format::PcmFormat;
+use crate::audio::gaps::{Gap, GapReason, frames_taken, leading_silence, leave_out, muted_in_file, put_in};
 use crate::clock::Clock;
 use crate::db::rows::seals::Seal;
-use crate::db::rows::{ClosedSegment, EndReason, Gap, GapReason};
+use crate::db::rows::{ClosedSegment, EndReason};
 use crate::fail_point;
 use crate::ids::SegmentId;
 use crate::journal::rows::OpenedSegment;
 use crate::recording::append_pool::AppendPool;
 use crate::recording::fence::Fence;
+use crate::recording::notes::Known;
 use crate::recording::path::SegmentName;
 use crate::recording::root::Root;
 use crate::recording::segment_file::{Piece, Sealed, SegmentFile};
 use crate::recording::sidecar::MediaFormat;
 use crate::recording::syncer::Syncer;
-use crate::sealing::{Origin, frames_taken, leading_silence, muted_in_file, session_offset_ms, sidecar_of};
+use crate::sealing::{Origin, session_offset_ms, sidecar_of};
 
 /// One append in flight, one finish behind it, and what a supervisor may ask in between.
 const MAILBOX_CAPACITY: usize = 16;
@@ -126,8 +128,6 @@ pub struct CorrectFormat(pub PcmFormat);
 #[rtype(result = "Result<Option<Sealed>, RecordingError>")]
 pub struct FinishSegment {
     pub reason: EndReason,
-    /// Of the connection so far, in its frames. One without an end goes on.
-    pub mute_spans: Vec<(u64, Option<u64>)>,
 }
 
 /// What a writer is made with.
@@ -153,7 +153,7 @@ pub struct WavWriterActor {
     /// Dropped before the way to the rows: whoever hears that this died may repair the file, which nobody holds any more.
     state: State,
     params: WavWriterParams,
-    gaps: Vec<Gap>,
+    gaps: Arc<Vec<Gap>>,
     /// Frames of silence that the file began with. What is put in front of its audio later belongs to the time before that.
     begins_with: u64,
 }
@@ -178,54 +178,34 @@ enum State {
 
 impl WavWriterActor {
     pub fn new(params: WavWriterParams) -> Self {
-        Self { params, state: State::Empty, gaps: Vec::new(), begins_with: 0 }
+        Self { params, state: State::Empty, gaps: Arc::default(), begins_with: 0 }
     }
 
-    /// A hole was made in front of what had been written since: gaps in there move back with it.
-    fn put_gap_in(&mut self, start_frame: u64, frames: u64) {
-        for gap in self.gaps.iter_mut().filter(|gap| gap.start_frame >= start_frame) {
-            gap.start_frame += frames;
-        }
-        let index = self.gaps.partition_point(|gap| gap.start_frame < start_frame);
-        // The next part of a hole that is longer than an append, some of which an earlier segment may have.
-        let before = index.checked_sub(1).and_then(|before| self.gaps.get_mut(before));
-        if let Some(before) = before.filter(|gap| gap.reason == GapReason::Missing && gap.start_frame + gap.frames >= start_frame) {
-            before.frames += frames;
-            return;
-        }
-        self.gaps.insert(index, Gap { start_frame, frames, reason: GapReason::Missing });
-    }
-
-    /// Takes note of what the pieces leave out, once they are in the file; `position` is where they start in it.
-    fn note_gaps(&mut self, pieces: &[Piece], mut position: u64) {
-        let format = self.params.format;
+    /// The gaps of the file once the pieces are in it; `position` is where they start.
+    fn gaps_with(&self, pieces: &[Piece], mut position: u64) -> Arc<Vec<Gap>> {
+        let (mut gaps, format) = (Arc::clone(&self.gaps), self.params.format);
         for piece in pieces {
-            let (bytes, reason) = match piece {
-                Piece::Audio(_) => (0, None),
+            match piece {
+                Piece::Audio(_) => {}
                 Piece::Missing { bytes, behind } => {
-                    self.put_gap_in(format.frames(position.saturating_sub(*behind)), format.frames(*bytes));
-                    (0, None)
+                    put_in(Arc::make_mut(&mut gaps), format.frames(position.saturating_sub(*behind)), format.frames(*bytes))
                 }
-                Piece::Lost(bytes) => (*bytes, Some(GapReason::Overload)),
-                Piece::Muted(bytes) => (*bytes, Some(GapReason::Muted)),
-            };
-            if let Some(reason) = reason {
-                let (start_frame, frames) = (format.frames(position), format.frames(bytes));
-                match self.gaps.last_mut() {
-                    Some(last) if last.reason == reason && start_frame == last.start_frame + file_frames(last) => last.frames += frames,
-                    _ => self.gaps.push(Gap { start_frame, frames, reason }),
-                }
+                Piece::Lost(bytes) => leave_out(Arc::make_mut(&mut gaps), format.frames(position), format.frames(*bytes), GapReason::Overload),
+                Piece::Muted(bytes) => leave_out(Arc::make_mut(&mut gaps), format.frames(position), format.frames(*bytes), GapReason::Muted),
             }
             position += piece.file_bytes();
         }
+        gaps
     }
-}
 
-/// The frames that a gap takes in the file.
-fn file_frames(gap: &Gap) -> u64 {
-    match gap.reason {
-        GapReason::Overload | GapReason::Missing => gap.frames,
-        GapReason::Muted => 0,
+    /// What is known of a file with these gaps.
+    fn known(&self, gaps: &Arc<Vec<Gap>>, begins_with: u64) -> Known {
+        Known {
+            gaps: Arc::clone(gaps),
+            put_in_front: leading_silence(gaps).saturating_sub(begins_with),
+            mute_spans: self.params.stats.mutes.in_frames(self.params.stats.format()),
+            first: self.params.taken.earlier(),
+        }
     }
 }
 
@@ -246,7 +226,7 @@ impl Handler<AppendAudio> for WavWriterActor {
             State::Empty if msg.pieces.iter().all(|piece| piece.file_bytes() == 0) => {
                 // A muted track that has not made a sound: remember the gap, make no file.
                 self.state = State::Empty;
-                self.note_gaps(&msg.pieces, 0);
+                self.gaps = self.gaps_with(&msg.pieces, 0);
                 self.params.taken.note(frames_taken(0, &self.gaps));
                 return AtomicResponse::new(Box::pin(async { Ok(Appended { segment_bytes: 0 }) }.into_actor(self)));
             }
@@ -264,13 +244,19 @@ impl Handler<AppendAudio> for WavWriterActor {
         let (root, name, format) = (self.params.root.clone(), self.params.name.clone(), self.params.format);
         let (pieces, arrived_at, syncer) = (Arc::clone(&msg.pieces), msg.arrived_at, self.params.syncer.clone());
         let fence = Arc::clone(&msg.fence);
+        let before = file.as_ref().map_or(0, SegmentFile::data_bytes);
+        let gaps = self.gaps_with(&msg.pieces, before);
+        // What is put in front of the first audio is what the file begins with.
+        let held_audio = format.frames(before) > leading_silence(&self.gaps);
+        let begins_with = if held_audio { self.begins_with } else { leading_silence(&gaps) };
+        let known = self.known(&gaps, begins_with);
         let write = self.params.append_pool.run(move || {
             fail_point::pass("writer-queue");
             if !fence.begin() {
                 return (file, Ok(Counts::Nothing));
             }
             fail_point::pass("writer-append");
-            match file {
+            let (mut file, outcome) = match file {
                 None => match SegmentFile::create(&root, &name, arrived_at, format, &pieces, &syncer) {
                     Ok(file) if fence.finish() => (Some(file), Ok(Counts::First)),
                     Ok(file) => (None, file.discard().map(|()| Counts::Nothing)),
@@ -280,7 +266,11 @@ impl Handler<AppendAudio> for WavWriterActor {
                     let outcome = file.append_within(&fence, &pieces).map(|counts| if counts { Counts::More } else { Counts::Nothing });
                     (Some(file), outcome)
                 }
+            };
+            if let (Some(file), Ok(Counts::First | Counts::More)) = (&mut file, &outcome) {
+                file.tell(known);
             }
+            (file, outcome)
         });
         AtomicResponse::new(Box::pin(write.into_actor(self).map(move |joined, this, _| {
             let Ok((file, outcome)) = joined else {
@@ -301,12 +291,7 @@ impl Handler<AppendAudio> for WavWriterActor {
             if matches!(outcome.map_err(error)?, Counts::Nothing) {
                 return Err(RecordingError::GivenUp);
             }
-            let before = bytes - msg.pieces.iter().map(Piece::file_bytes).sum::<u64>();
-            let held_audio = this.params.format.frames(before) > leading_silence(&this.gaps);
-            this.note_gaps(&msg.pieces, before);
-            if !held_audio {
-                this.begins_with = leading_silence(&this.gaps);
-            }
+            (this.gaps, this.begins_with) = (gaps, begins_with);
             this.params.taken.note(frames_taken(this.params.format.frames(bytes), &this.gaps));
             this.params.lag.observe(msg.arrived.elapsed());
             Ok(Appended { segment_bytes: bytes })
@@ -320,7 +305,7 @@ impl Handler<CorrectFormat> for WavWriterActor {
     fn handle(&mut self, CorrectFormat(format): CorrectFormat, _: &mut Context<Self>) -> Self::Result {
         let was = std::mem::replace(&mut self.params.format, format);
         self.begins_with = format.frames(self.begins_with * was.frame_bytes());
-        for gap in &mut self.gaps {
+        for gap in Arc::make_mut(&mut self.gaps) {
             gap.start_frame = format.frames(gap.start_frame * was.frame_bytes());
             gap.frames = format.frames(gap.frames * was.frame_bytes());
         }
@@ -350,7 +335,7 @@ impl Handler<FinishSegment> for WavWriterActor {
     type Result = AtomicResponse<Self, Result<Option<Sealed>, RecordingError>>;
 
     fn handle(&mut self, msg: FinishSegment, _: &mut Context<Self>) -> Self::Result {
-        let gaps = std::mem::take(&mut self.gaps);
+        let gaps = Arc::unwrap_or_clone(std::mem::take(&mut self.gaps));
         let State::Open(file) = std::mem::replace(&mut self.state, State::Finished) else {
             // Nothing was ever written, or the file went with a write that panicked.
             self.params.taken.add();
@@ -365,18 +350,14 @@ impl Handler<FinishSegment> for WavWriterActor {
         self.params.taken.note(frames_taken(frames, &gaps));
         let first = self.params.taken.add();
         let name = file.relative_path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let origin = Origin {
-            name: self.params.name.clone(),
-            file: name,
-            format: MediaFormat::Wav,
-            started_at: file.started_at(),
-            mute_spans: muted_in_file(&msg.mute_spans, first, frames, &gaps),
-        };
+        let origin = Origin { name: self.params.name.clone(), file: name, format: MediaFormat::Wav, started_at: file.started_at() };
+        let mute_spans = self.params.stats.mutes.in_frames(self.params.stats.format());
         let put_in_front = leading_silence(&gaps).saturating_sub(self.begins_with);
         let begins_at = file.started_at() - TimeDelta::from_std(format.duration_of_frames(put_in_front)).unwrap_or_default();
         let seal = Seal {
             session_offset_ms: session_offset_ms(begins_at, self.params.session_started_at),
             drift_ppm: self.params.stats.drift().map(|drift| drift.ppm),
+            mute_spans: muted_in_file(&mute_spans, first, frames, &gaps),
             ..Seal::default()
         };
         let bytes = frames * format.frame_bytes();

@@ -4,6 +4,7 @@
 
 pub mod drift;
 pub mod format;
+pub mod gaps;
 pub mod level;
 pub mod mixdown;
 pub mod rate_judge;

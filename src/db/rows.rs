@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use self::seals::Seal;
 use super::schema::{measurements, participants, recordings, segments, sessions, tracks};
 use crate::audio::format::PcmFormat;
+use crate::audio::gaps::Gap;
 use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, ServerId, TicketId, TrackSid};
 use crate::session::lifecycle::SessionStatus;
 use crate::session::plan;
@@ -291,27 +292,6 @@ pub struct ClosedSegment {
     pub reason: EndReason,
     pub gaps: Vec<Gap>,
     pub seal: Seal,
-}
-
-/// A stretch of a segment that holds no audio of the sender, or a place where some was left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Gap {
-    pub start_frame: u64,
-    /// The length: of the hole in the file, or for `muted`, of what the file leaves out.
-    pub frames: u64,
-    pub reason: GapReason,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum GapReason {
-    /// The disk was too slow for too long: the audio is lost, its length is kept.
-    Overload,
-    /// The sender sent less than the clock says: what it left out is filled with silence.
-    Missing,
-    /// All-zero audio of a muted track that `recording.mute = "pause"` left out.
-    Muted,
 }
 
 /// What the ingest found out about a track.

@@ -78,6 +78,7 @@ diesel::table! {
         sha256 -> Nullable<Text>,
         width -> Nullable<Integer>,
         height -> Nullable<Integer>,
+        mute_spans -> Text,
     }
 }
 

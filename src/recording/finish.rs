@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use super::notes;
 use super::root::Directory;
 use super::sidecar::Sidecar;
 use super::syncer::{Syncer, Watched};
@@ -36,6 +37,8 @@ impl Finished {
         let named = drafted.and_then(|()| outcomes.next().unwrap_or(Ok(()))).and_then(|()| Sidecar::publish_in(directory, name));
         if let Err(error) = named.and_then(|()| syncer.sync_now(directory.handle())) {
             log::error!("a finished file has no sidecar yet file={name:?} error={error}");
+        } else {
+            notes::remove(directory, name);
         }
         Ok(())
     }
@@ -45,6 +48,8 @@ impl Finished {
         let suspect = Sidecar { suspect: true, end_reason: "failed".to_owned(), ..sidecar };
         if let Err(error) = suspect.write_in(&self.directory, &self.name) {
             log::error!("a suspect file has no sidecar yet file={:?} error={error}", self.name);
+        } else {
+            notes::remove(&self.directory, &self.name);
         }
     }
 }

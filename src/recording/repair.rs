@@ -15,9 +15,9 @@ use std::time::{Duration, SystemTime};
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 
 use self::measured::Measured;
-use super::lock;
 use super::root::rename_without_replacing;
 use super::sidecar::{self, Sidecar, no_follow};
+use super::{lock, notes};
 use crate::audio::format::PcmFormat;
 use crate::ids::SegmentId;
 use crate::video::codec::Container;
@@ -94,6 +94,7 @@ fn repair_since(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemT
             }
             unsynced.draft.sync_all()?;
             sidecar::publish(&interrupted.path)?;
+            notes::remove_of(&interrupted.path);
             Ok(Outcome::Recovered(unsynced.sidecar))
         }
     }
@@ -159,7 +160,11 @@ fn describe(interrupted: &Interrupted, measured: &Measured, modified: SystemTime
     let ended_at = earlier.as_ref().map_or_else(|| DateTime::from(modified), |earlier| earlier.ended_at);
     let started_at = interrupted.started_at.or_else(|| named_time(path));
     let started_at = started_at.unwrap_or_else(|| ended_at - TimeDelta::from_std(measured.length.unwrap_or_default()).unwrap_or_default());
-    let session_offset = interrupted.session_started_at.map(|session| (started_at - session).num_milliseconds());
+    let noted = notes::read(path);
+    let (gaps, mute_spans) = noted.in_file(frames, measured.pcm.is_none());
+    let in_front = pcm.map(|format| format.duration_of_frames(noted.put_in_front)).unwrap_or_default();
+    let begins_at = started_at - TimeDelta::from_std(in_front).unwrap_or_default();
+    let session_offset = interrupted.session_started_at.map(|session| (begins_at - session).num_milliseconds());
     Sidecar {
         version: sidecar::VERSION,
         file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -179,8 +184,8 @@ fn describe(interrupted: &Interrupted, measured: &Measured, modified: SystemTime
         ended_at,
         session_offset_ms: session_offset,
         drift_ppm: None,
-        gaps: Vec::new(),
-        mute_spans: Vec::new(),
+        gaps,
+        mute_spans,
         end_reason: interrupted.end_reason.unwrap_or("crashed").to_owned(),
         recovered: true,
         suspect,

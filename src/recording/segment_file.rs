@@ -17,6 +17,7 @@ use chrono::{DateTime, Utc};
 
 use super::fence::Fence;
 use super::finish::Finished;
+use super::notes::{Known, Notes};
 use super::path::SegmentName;
 use super::root::{Directory, Root};
 use super::syncer::{Syncer, Watched};
@@ -80,6 +81,7 @@ pub struct SegmentFile {
     is_untidy: bool,
     /// What that append has copied from its place, which may hold something else by now: it ends where the audio does that counts.
     moved: Option<Vec<u8>>,
+    notes: Notes,
 }
 
 impl SegmentFile {
@@ -101,6 +103,7 @@ impl SegmentFile {
             file_bytes: 0,
             is_untidy: false,
             moved: None,
+            notes: Notes::new(syncer.clone()),
         };
         segment.relative = place.keep(segment.append(first), time, |time| name.file(time))?;
         Ok(segment)
@@ -212,6 +215,14 @@ impl SegmentFile {
         }
         self.file.write_all_at(&wav_header::encode(self.format, end), 0)?;
         Ok(end)
+    }
+
+    /// Tells beside the file what it does not show. What cannot be told now is told with what comes next.
+    pub fn tell(&mut self, known: Known) {
+        let name = file_name(&self.relative);
+        if let Err(error) = self.notes.tell(&self.directory, &name, known) {
+            log::debug!("what is known of a file waits to be noted path={:?} error={error}", self.relative);
+        }
     }
 
     /// Whether the disk has said that it lost something of the file.

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::root::Directory;
 use crate::audio::format::PcmFormat;
+use crate::audio::gaps::{Gap, MutedFrames};
 use crate::ids::SegmentId;
 use crate::video::codec::Container;
 
@@ -93,12 +94,10 @@ pub struct SidecarGap {
     pub reason: String,
 }
 
-/// A stretch of the file during which the sender called itself muted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MutedFrames {
-    pub start_frame: u64,
-    pub frames: u64,
+impl From<&Gap> for SidecarGap {
+    fn from(gap: &Gap) -> Self {
+        Self { start_frame: gap.start_frame, frames: gap.frames, reason: gap.reason.as_str().to_owned() }
+    }
 }
 
 impl Sidecar {

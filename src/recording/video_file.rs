@@ -1,8 +1,8 @@
 //! One file of video that can be read at every instant.
 //!
 //! H.264 is a stream of units, any beginning of which is one too. Of IVF the pictures go first and then the header with their count, as in
-//! [`super::segment_file`]: a reader, and a crash, may see the header lag behind by one append, never promise too much. Writes are positional, so a
-//! failed append can be tried again as it was.
+//! [`super::segment_file`]: a reader, and a crash, may see the header lag behind by one append, never promise too much. What
+//! an append that fails has done is taken back, so it can be made again.
 
 use std::fs::File;
 use std::io;
@@ -15,6 +15,7 @@ use chrono::{DateTime, Utc};
 use super::fence::Fence;
 use super::finish::Finished;
 use super::ivf::{self, Walked};
+use super::notes::{Known, Notes};
 use super::path::SegmentName;
 use super::root::{Directory, Root};
 use super::syncer::{Syncer, Watched};
@@ -37,6 +38,15 @@ pub struct SealedVideo {
     pub dimensions: Option<Dimensions>,
 }
 
+/// What an append makes of the file, if it counts.
+struct Appended {
+    format: VideoFormat,
+    first_time: Option<u64>,
+    has_key_frame: bool,
+    bytes: u64,
+    pictures: u64,
+}
+
 /// An open file.
 #[derive(Debug)]
 pub struct VideoFile {
@@ -54,6 +64,9 @@ pub struct VideoFile {
     has_key_frame: bool,
     bytes: u64,
     pictures: u64,
+    /// An append is under way, or left something behind that could not be taken back yet.
+    is_untidy: bool,
+    notes: Notes,
 }
 
 impl VideoFile {
@@ -79,6 +92,8 @@ impl VideoFile {
             has_key_frame: false,
             bytes,
             pictures: 0,
+            is_untidy: false,
+            notes: Notes::new(syncer.clone()),
         };
         video.relative = place.keep(video.append(first), time, |time| name.file_of(time, format.container()))?;
         Ok(video)
@@ -103,17 +118,27 @@ impl VideoFile {
         self.started_at
     }
 
+    /// Tells beside the file what it does not show. What cannot be told now is told with what comes next.
+    pub fn tell(&mut self, known: Known) {
+        let name = file_name(&self.relative);
+        if let Err(error) = self.notes.tell(&self.directory, &name, known) {
+            log::debug!("what is known of a file waits to be noted path={:?} error={error}", self.relative);
+        }
+    }
+
     /// Whether the disk has said that it lost something of the file.
     pub fn is_suspect(&self) -> bool {
         self.watched.has_failed()
     }
 
-    /// Appends pictures and then counts them in the header. After an error none of them counts, and the same call may be made again.
+    /// Appends pictures and then counts them in the header. After an error none of them counts or is in the way.
     ///
     /// # Errors
     /// Whatever the file system says.
     pub fn append(&mut self, pictures: &[Picture]) -> io::Result<()> {
-        self.write(pictures, || true).map(drop)
+        let appended = self.write_or_take_back(pictures)?;
+        self.count(appended);
+        Ok(())
     }
 
     /// The same, of an append that has begun. Returns whether it counts; what was given up meanwhile is taken back, for it is in another file by then.
@@ -121,14 +146,56 @@ impl VideoFile {
     /// # Errors
     /// Whatever the file system says.
     pub fn append_within(&mut self, fence: &Fence, pictures: &[Picture]) -> io::Result<bool> {
-        self.write(pictures, || fence.finish())
+        let appended = self.write_or_take_back(pictures)?;
+        if fence.finish() {
+            self.count(appended);
+            return Ok(true);
+        }
+        self.take_back()?;
+        Ok(false)
     }
 
-    fn write(&mut self, pictures: &[Picture], counts: impl FnOnce() -> bool) -> io::Result<bool> {
-        let first_time = self.first_time.or_else(|| pictures.first().map(|first| first.time));
+    fn count(&mut self, appended: Appended) {
+        let Appended { format, first_time, has_key_frame, bytes, pictures } = appended;
+        self.format = format;
+        self.first_time = first_time;
+        self.has_key_frame = has_key_frame;
+        self.bytes += bytes;
+        self.pictures += pictures;
+        self.is_untidy = false;
+        self.watched.note_written();
+    }
+
+    /// Makes the file what it was before the append under way. A disk that fails may not let it: then the next append does it, or the file's end.
+    fn take_back(&mut self) -> io::Result<()> {
+        if let VideoFormat::Ivf { format, .. } = &self.format {
+            self.file.write_all_at(&ivf::encode_header(format, self.pictures), 0)?;
+        }
+        self.file.set_len(self.bytes)?;
+        self.is_untidy = false;
+        self.watched.note_written();
+        Ok(())
+    }
+
+    fn write_or_take_back(&mut self, pictures: &[Picture]) -> io::Result<Appended> {
+        if self.is_untidy {
+            self.take_back()?;
+        }
+        self.is_untidy = true;
+        let written = self.write(pictures);
+        if written.is_err()
+            && let Err(error) = self.take_back()
+        {
+            log::debug!("what an append left behind waits for its end path={:?} error={error}", self.relative);
+        }
+        written
+    }
+
+    fn write(&self, added: &[Picture]) -> io::Result<Appended> {
+        let first_time = self.first_time.or_else(|| added.first().map(|first| first.time));
         // One write: pictures are small, and a copy costs less than a call for each.
-        let mut data = Vec::with_capacity(pictures.iter().map(|picture| picture.data.len() + 12).sum());
-        for picture in pictures {
+        let mut data = Vec::with_capacity(added.iter().map(|picture| picture.data.len() + 12).sum());
+        for picture in added {
             if let VideoFormat::Ivf { by_arrival, .. } = self.format {
                 let zero = if by_arrival { first_time.unwrap_or(0) } else { 0 };
                 data.extend(ivf::encode_frame_header(picture.data.len(), picture.time.saturating_sub(zero)));
@@ -136,27 +203,15 @@ impl VideoFile {
             data.extend_from_slice(&picture.data);
         }
         self.file.write_all_at(&data, self.bytes)?;
-        let total = self.pictures + pictures.iter().map(|picture| picture.pictures).sum::<u64>();
+        let pictures = added.iter().map(|picture| picture.pictures).sum::<u64>();
         let mut declared = self.format;
-        let told = pictures.iter().find_map(|picture| picture.dimensions).filter(|_| !self.has_key_frame);
+        let told = added.iter().find_map(|picture| picture.dimensions).filter(|_| !self.has_key_frame);
         if let VideoFormat::Ivf { format, .. } = &mut declared {
             format.dimensions = told.or(format.dimensions);
-            self.file.write_all_at(&ivf::encode_header(format, total), 0)?;
+            self.file.write_all_at(&ivf::encode_header(format, self.pictures + pictures), 0)?;
         }
-        if !counts() {
-            if let VideoFormat::Ivf { format, .. } = &self.format {
-                self.file.write_all_at(&ivf::encode_header(format, self.pictures), 0)?;
-            }
-            self.file.set_len(self.bytes)?;
-            return Ok(false);
-        }
-        self.format = declared;
-        self.has_key_frame |= told.is_some();
-        self.first_time = first_time;
-        self.bytes += u64::try_from(data.len()).unwrap_or(u64::MAX);
-        self.pictures = total;
-        self.watched.note_written();
-        Ok(true)
+        let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
+        Ok(Appended { format: declared, first_time, has_key_frame: self.has_key_frame || told.is_some(), bytes, pictures })
     }
 
     /// Removes the file: nothing in it counts.
@@ -164,18 +219,17 @@ impl VideoFile {
     /// # Errors
     /// Whatever the file system says.
     pub fn discard(self) -> io::Result<()> {
-        self.directory.remove(&self.relative.file_name().unwrap_or_default().to_string_lossy())
+        self.directory.remove(&file_name(&self.relative))
     }
 
     /// Finishes the file: cut to what counts, and still to be handed to the disk.
     ///
     /// # Errors
     /// Whatever the file system says; the file can be read all the same.
-    pub fn cut(self) -> io::Result<(SealedVideo, Finished)> {
+    pub fn cut(mut self) -> io::Result<(SealedVideo, Finished)> {
         let state = self.state();
-        // An append that failed may have left more behind than was counted.
-        if self.file.metadata()?.len() != self.bytes {
-            self.file.set_len(self.bytes)?;
+        if self.is_untidy {
+            self.take_back()?;
         }
         let name = file_name(&self.relative);
         Ok((state, Finished { file: self.file, watched: self.watched, directory: self.directory, name }))

@@ -18,6 +18,7 @@ use crate::db::{DbError, Store};
 use crate::fail_point;
 use crate::ids::SegmentId;
 use crate::recording::hash::sha256_of;
+use crate::recording::notes;
 use crate::recording::repair::look;
 use crate::recording::root::{Directory, Root};
 use crate::recording::sidecar::{MediaFormat, Sidecar};
@@ -172,6 +173,8 @@ impl Worker {
         let started = Instant::now();
         let Some(hashed) = sha256_of(directory.open_file(name)?, &self.stop)? else { return Ok(None) };
         Sidecar { sha256: Some(hashed.sha256.clone()), ..sidecar }.write_in(directory, name)?;
+        // Of a file that got its sidecar only now, or whose end was interrupted right behind it.
+        notes::remove(directory, name);
         log::debug!("hashed a finished file file={name:?} bytes={} took_ms={}", hashed.bytes, started.elapsed().as_millis());
         Ok(Some(hashed.sha256))
     }

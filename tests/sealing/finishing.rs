@@ -116,20 +116,29 @@ async fn a_file_that_has_no_hash_yet_gets_it_after_the_next_start() {
     let app = TestApp::builder().open().start().await;
     let mut peer = EgressPeer::connect(app.addr, PATH).await.unwrap();
     peer.send_pcm(&counter_pcm(4_800, 7)).await.unwrap();
+    peer.mute(true).await.unwrap();
+    peer.send_pcm(&counter_pcm(960, 4_807)).await.unwrap();
     peer.close_and_wait().await;
     let path = app.wav_file();
-    hashed(&app, &path).await;
+    let first = hashed(&app, &path).await;
+    assert_eq!(first["muteSpans"], json!([{"startFrame": 4_800, "frames": 960}]));
     let row_has_it = async || app.items("/api/v1/recordings").await[0]["segments"][0]["sha256"].as_str().map(drop);
     app.eventually("the row has it", row_has_it).await;
     let stopped = app.kill().await;
     // As if it had been killed before, or the disk had been full when the sidecar was to be written.
     std::fs::remove_file(format!("{}.json", path.display())).unwrap();
+    let notes = path.with_file_name(format!(".{}.notes", path.file_name().unwrap().to_str().unwrap()));
+    std::fs::write(&notes, "{").unwrap();
     diesel::connection::SimpleConnection::batch_execute(&mut super::database(stopped.dir.path()), "UPDATE seals SET sha256 = NULL").unwrap();
     let before = std::fs::read(&path).unwrap();
     let app = stopped.restart().await;
     let told = hashed(&app, &path).await;
     assert_eq!(told["sha256"].as_str().unwrap(), sha256sum(&path));
-    assert_eq!((told["recovered"].as_bool(), told["endReason"].as_str(), told["frames"].as_u64()), (Some(false), Some("closed"), Some(4_800)));
+    assert_eq!((told["recovered"].as_bool(), told["endReason"].as_str(), told["frames"].as_u64()), (Some(false), Some("closed"), Some(5_760)));
+    for member in ["muteSpans", "gaps", "sessionOffsetMs", "driftPpm", "sampleRate", "channels", "participant", "trackSid"] {
+        assert_eq!(told[member], first[member], "{member}");
+    }
+    assert!(!notes.exists(), "the sidecar says all");
     let row_has_it = async || app.items("/api/v1/recordings").await[0]["segments"][0]["sha256"].as_str().map(drop);
     app.eventually("the row has it", row_has_it).await;
     assert!(std::fs::read(&path).unwrap() == before);

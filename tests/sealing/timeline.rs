@@ -81,8 +81,14 @@ async fn joined(app: &TestApp) -> Joined {
     all
 }
 
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    Closed,
+    Killed,
+}
+
 /// Two seconds, a pause, and then with its own pace audio, muted zeros and audio again.
-async fn pauses_and_mutes(segment_duration: &str) {
+async fn pauses_and_mutes(segment_duration: &str, end: End) {
     let app = TestApp::builder().open().env("LIVE_MEETING__RECORDING__SEGMENT_DURATION", segment_duration).start().await;
     let began = begin_session(&app).await;
     let (before, behind, zeros, last) = (audio(2_000, 1), audio(2_000, 200_000), vec![0; 500 * BYTES_PER_MS], audio(500, 400_000));
@@ -96,9 +102,24 @@ async fn pauses_and_mutes(segment_duration: &str) {
     peer.send_realtime(&zeros).await.unwrap();
     peer.mute(false).await.unwrap();
     peer.send_realtime(&last).await.unwrap();
-    peer.close_and_wait().await;
-    let all = joined(&app).await;
     let sent = before.len() + behind.len() + zeros.len() + last.len();
+    let app = match end {
+        End::Closed => {
+            peer.close_and_wait().await;
+            app
+        }
+        End::Killed => {
+            let filled_and_written = async || {
+                let live = app.live("ana").await?;
+                let [recorded, filled] = ["recordedBytes", "filledFrames"].map(|count| live[count].as_u64().unwrap() as usize);
+                (filled > 0 && recorded == sent + filled * FRAME_BYTES).then_some(())
+            };
+            app.eventually("all of it is written", filled_and_written).await;
+            app.kill().await.restart().await
+        }
+    };
+    assert_eq!(notes(&app), [""; 0], "what was noted is in the sidecars");
+    let all = joined(&app).await;
     let hole = all.pcm.len().saturating_sub(sent);
     assert!(lasts(hole).abs_diff(pause) < CLOSE_TO, "{:?} were filled of {pause:?}; {:?}", lasts(hole), all.gaps);
     assert!(all.pcm == [before.clone(), vec![0; hole], behind.clone(), zeros.clone(), last].concat(), "not in its place in {segment_duration}");
@@ -113,10 +134,21 @@ async fn pauses_and_mutes(segment_duration: &str) {
     }
 }
 
+/// What lies beside files that are written.
+fn notes(app: &TestApp) -> Vec<String> {
+    let names = std::fs::read_dir(app.audio_dir().join("RM_1")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with(".notes")).collect()
+}
+
 #[tokio::test]
 async fn t1_a_pause_is_filled_in_its_place_and_nothing_behind_it_is_told_elsewhere() {
     // In one file; with the next file behind the hole; and with a hole that is found when the next file has begun.
-    tokio::join!(pauses_and_mutes("1h"), pauses_and_mutes("4s"), pauses_and_mutes("2s"));
+    tokio::join!(pauses_and_mutes("1h", End::Closed), pauses_and_mutes("4s", End::Closed), pauses_and_mutes("2s", End::Closed));
+}
+
+#[tokio::test]
+async fn d4_t1_what_was_filled_and_muted_is_known_of_files_whose_server_was_killed() {
+    tokio::join!(pauses_and_mutes("1h", End::Killed), pauses_and_mutes("2s", End::Killed));
 }
 
 #[tokio::test]

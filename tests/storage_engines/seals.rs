@@ -1,5 +1,6 @@
 //! What is known of finished files, and how those without an end are found.
 
+use live_meeting::audio::gaps::MutedFrames;
 use live_meeting::db::rows::seals::Seal;
 use live_meeting::db::rows::{ClosedSegment, EndReason, Host};
 use live_meeting::ids::{RecordingId, SegmentId, ServerId};
@@ -17,6 +18,7 @@ fn seal() -> Seal {
         sha256: None,
         width: Some(1_280),
         height: Some(720),
+        mute_spans: vec![MutedFrames { start_frame: 3, frames: 4 }],
     }
 }
 
@@ -33,6 +35,7 @@ pub async fn a_seal_comes_with_the_first_ending_and_stays(db: &TestDatabase) {
     let row = &rows[one.as_str()];
     assert_eq!((row.recovered, row.suspect, row.tail_unverified_ms, row.session_offset_ms), (true, true, 2_000, Some(-7)));
     assert_eq!((row.drift_ppm, row.sha256.as_deref(), row.width, row.height), (Some(12.5), None, Some(1_280), Some(720)));
+    assert_eq!(row.mute_spans, r#"[{"startFrame":3,"frames":4}]"#);
     let row = &rows[other.as_str()];
     assert_eq!((row.recovered, row.suspect, row.tail_unverified_ms, row.session_offset_ms, row.drift_ppm), (false, false, 0, None, None));
     assert_eq!(store.segment(other).await.unwrap().unwrap().end_reason.as_deref(), Some("closed"));

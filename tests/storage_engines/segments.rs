@@ -1,8 +1,9 @@
 //! Segments and the tickets that opened them.
 
 use live_meeting::audio::format::PcmFormat;
+use live_meeting::audio::gaps::{Gap, GapReason};
 use live_meeting::db::DbError;
-use live_meeting::db::rows::{ClosedSegment, EndReason, Gap, GapReason, NewRecording, NewSegment, Page, TrackKind};
+use live_meeting::db::rows::{ClosedSegment, EndReason, NewRecording, NewSegment, Page, TrackKind};
 use live_meeting::ids::{MeetingId, RecordingId, SegmentId};
 
 use super::engine::TestDatabase;

@@ -9,7 +9,7 @@ use super::engine::TestDatabase;
 use super::fixtures::{closed, deliver, open_recording, open_segment, started};
 
 /// Folders of `migrations`.
-const MIGRATIONS: usize = 3;
+const MIGRATIONS: usize = 4;
 
 pub async fn opening_makes_the_tables_and_can_be_repeated(db: &TestDatabase) {
     assert_eq!(Store::pending_migrations(&db.database_url()).await.unwrap(), MIGRATIONS);

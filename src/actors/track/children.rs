@@ -210,7 +210,7 @@ impl TrackActor {
                 track.on(TrackEvent::End(EndReason::Failed), ctx);
             }
         }));
-        let finish = FinishSegment { reason, mute_spans: self.muted_frames() };
+        let finish = FinishSegment { reason };
         // Beside the track: a writer that hangs may seal its file when the track has ended.
         let finished = actix_rt::spawn(async move { old.send(finish).await });
         ctx.spawn(finished.into_actor(self).map(move |finished, track, _| {

@@ -106,7 +106,7 @@ impl TrackActor {
                 }
                 track.finish_analysis(reason, ctx);
                 let writer = track.children.as_ref().map(|children| children.writer.addr().clone());
-                let finish = FinishSegment { reason, mute_spans: track.muted_frames() };
+                let finish = FinishSegment { reason };
                 let earlier = join_all(std::mem::take(&mut track.sealing));
                 let last = async move {
                     if let Some(writer) = writer
@@ -128,9 +128,7 @@ impl TrackActor {
         if !sealed {
             log::error!("a segment was not sealed in time connection={}", self.params.connection);
         }
-        if let Some((_, end @ None)) = self.mute_spans.last_mut() {
-            *end = Some(self.params.stats.position());
-        }
+        self.params.stats.mutes.note(false, self.params.stats.position());
         self.tell_facts();
         self.rows.end();
         let rows = self.rows.clone();

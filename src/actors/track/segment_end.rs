@@ -56,6 +56,11 @@ impl Taken {
         self.by_this = frames;
     }
 
+    /// How much the earlier ones took in, as far as they have ended.
+    pub fn earlier(&self) -> u64 {
+        self.by_earlier.load(Relaxed)
+    }
+
     /// Adds this segment's, once. Returns what the earlier ones took in.
     pub fn add(&mut self) -> u64 {
         self.by_earlier.fetch_add(std::mem::take(&mut self.by_this), Relaxed)

@@ -17,6 +17,7 @@ type InContext = (SegmentRow, String, String, Option<String>, Option<NaiveDateTi
 
 /// Of a segment that has just ended. Idempotent.
 pub async fn add(connection: &mut Connection, segment: &SegmentId, seal: &Seal) -> Result<(), diesel::result::Error> {
+    let mute_spans = serde_json::to_string(&seal.mute_spans).map_err(|error| diesel::result::Error::SerializationError(error.into()))?;
     let columns = (
         seals::segment_id.eq(segment.as_str()),
         seals::recovered.eq(seal.recovered),
@@ -27,6 +28,7 @@ pub async fn add(connection: &mut Connection, segment: &SegmentId, seal: &Seal) 
         seals::sha256.eq(&seal.sha256),
         seals::width.eq(seal.width.and_then(|width| i32::try_from(width).ok())),
         seals::height.eq(seal.height.and_then(|height| i32::try_from(height).ok())),
+        seals::mute_spans.eq(mute_spans),
     );
     diesel::insert_into(seals::table).values(columns).on_conflict(seals::segment_id).do_nothing().execute(connection).await?;
     Ok(())

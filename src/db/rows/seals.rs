@@ -5,6 +5,7 @@ use diesel::prelude::{Queryable, Selectable};
 use serde::{Deserialize, Serialize};
 
 use super::SegmentRow;
+use crate::audio::gaps::MutedFrames;
 use crate::db::schema::seals;
 
 /// What a sidecar says beside what its segment's row has.
@@ -26,6 +27,8 @@ pub struct Seal {
     /// Of video.
     pub width: Option<u32>,
     pub height: Option<u32>,
+    /// While the sender called itself muted.
+    pub mute_spans: Vec<MutedFrames>,
 }
 
 #[derive(Debug, Clone, PartialEq, Queryable, Selectable)]
@@ -40,6 +43,8 @@ pub struct SealRow {
     pub sha256: Option<String>,
     pub width: Option<i32>,
     pub height: Option<i32>,
+    /// JSON: `[{"startFrame", "frames"}]`.
+    pub mute_spans: String,
 }
 
 /// A segment with all that its sidecar says of where it comes from.

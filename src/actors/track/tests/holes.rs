@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 
 use super::*;
-use crate::db::rows::Gap;
+use crate::audio::gaps::Gap;
 use crate::recording::wav_header;
 
 /// Gives the buffer of a track a hole of any length.

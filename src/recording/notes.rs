@@ -1,0 +1,243 @@
+//! What is known of an open file that the file does not show, as lines of JSON beside it: `.<name>.notes`.
+//!
+//! There is none before there is something to tell, and none once the sidecar tells it. A line comes when its audio is in the file: killed between the two, silence
+//! that was put in is there without its note, and never a note of silence over audio.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::root::Directory;
+use super::sidecar::{SidecarGap, no_follow};
+use super::syncer::{Syncer, Watched};
+use crate::audio::gaps::{FrameSpan, Gap, GapReason, MutedFrames, muted_in_file};
+
+/// What is to be told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Known {
+    pub gaps: Arc<Vec<Gap>>,
+    /// Frames of silence that were put in front of what the file began with.
+    pub put_in_front: u64,
+    /// Of the connection.
+    pub mute_spans: Vec<FrameSpan>,
+    /// Which frame of the connection is the file's first.
+    pub first: u64,
+}
+
+/// What changed: so many of the earlier ones stand, and these follow.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    kept_gaps: usize,
+    gaps: Vec<Gap>,
+    put_in_front: u64,
+    kept_mute_spans: usize,
+    mute_spans: Vec<FrameSpan>,
+    first: u64,
+}
+
+/// The notes of one open file. The lines are on the disk as soon as its audio.
+#[derive(Debug)]
+pub struct Notes {
+    syncer: Syncer,
+    written: Option<Written>,
+    told: Known,
+}
+
+#[derive(Debug)]
+struct Written {
+    file: Arc<File>,
+    watched: Watched,
+    /// Of whole lines.
+    bytes: u64,
+}
+
+impl Notes {
+    pub fn new(syncer: Syncer) -> Self {
+        Self { syncer, written: None, told: Known::default() }
+    }
+
+    /// Tells what is new of the file of this name.
+    ///
+    /// # Errors
+    /// What the file system says; then it is told with what comes next.
+    pub fn tell(&mut self, directory: &Directory, file: &str, known: Known) -> io::Result<()> {
+        let Some(line) = line(&self.told, &known) else { return Ok(()) };
+        let written = match &mut self.written {
+            Some(written) => written,
+            none => none.insert(Written::begin(directory, file, &self.syncer)?),
+        };
+        let mut text = serde_json::to_vec(&line)?;
+        text.push(b'\n');
+        // What a write that failed has left is written over, or is a line that nobody can read.
+        written.file.write_all_at(&text, written.bytes)?;
+        written.bytes += u64::try_from(text.len()).unwrap_or(u64::MAX);
+        written.watched.note_written();
+        self.told = known;
+        Ok(())
+    }
+}
+
+impl Written {
+    fn begin(directory: &Directory, file: &str, syncer: &Syncer) -> io::Result<Self> {
+        let file = Arc::new(directory.create_over(&name_of(file))?);
+        let watched = syncer.watch(Arc::clone(&file))?;
+        Ok(Self { file, watched, bytes: 0 })
+    }
+}
+
+/// The notes are in the sidecar, which is on the disk.
+pub fn remove(directory: &Directory, file: &str) {
+    forget(directory.remove(&name_of(file)), file);
+}
+
+/// The same of a file that only its path tells.
+pub fn remove_of(media: &Path) {
+    let file = media.file_name().unwrap_or_default().to_string_lossy();
+    forget(std::fs::remove_file(media.with_file_name(name_of(&file))), &file);
+}
+
+fn forget(removed: io::Result<()>, file: &str) {
+    // Most files have none.
+    if let Err(error) = removed
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        log::warn!("the notes of a finished file are left file={file:?} error={error}");
+    }
+}
+
+/// What was noted of a file, as far as it can be read.
+pub fn read(media: &Path) -> Known {
+    let file = media.file_name().unwrap_or_default().to_string_lossy();
+    let mut text = Vec::new();
+    let opened = no_follow(OpenOptions::new().read(true)).open(media.with_file_name(name_of(&file)));
+    match opened.and_then(|mut notes| notes.read_to_end(&mut text)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Known::default(),
+        Err(error) => log::error!("what was noted of an interrupted file cannot be read path={media:?} error={error}"),
+    }
+    let (mut known, mut gaps) = (Known::default(), Vec::new());
+    // The last one may be torn.
+    for line in text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok()) {
+        gaps.truncate(line.kept_gaps);
+        gaps.extend(line.gaps);
+        known.mute_spans.truncate(line.kept_mute_spans);
+        known.mute_spans.extend(line.mute_spans);
+        (known.put_in_front, known.first) = (line.put_in_front, line.first);
+    }
+    Known { gaps: Arc::new(gaps), ..known }
+}
+
+impl Known {
+    /// The gaps and mute spans of a file that turned out to have so many frames. Pictures that are lost take no room in a file.
+    pub fn in_file(&self, frames: u64, is_video: bool) -> (Vec<SidecarGap>, Vec<MutedFrames>) {
+        let mut gaps = Vec::new();
+        for gap in self.gaps.iter().filter(|gap| gap.start_frame <= frames) {
+            let room = frames - gap.start_frame;
+            let fills = !is_video && gap.reason != GapReason::Muted;
+            let length = if fills { gap.frames.min(room) } else { gap.frames };
+            if length > 0 {
+                gaps.push(Gap { frames: length, ..gap.clone() });
+            }
+        }
+        let muted = muted_in_file(&self.mute_spans, self.first, frames, &gaps);
+        (gaps.iter().map(SidecarGap::from).collect(), muted)
+    }
+}
+
+fn line(told: &Known, known: &Known) -> Option<Line> {
+    fn same<T: PartialEq>(told: &[T], known: &[T]) -> usize {
+        told.iter().zip(known).take_while(|(told, known)| told == known).count()
+    }
+    let (kept_gaps, kept_mute_spans) = (same(&told.gaps, &known.gaps), same(&told.mute_spans, &known.mute_spans));
+    (told != known).then(|| Line {
+        kept_gaps,
+        gaps: known.gaps.get(kept_gaps..).unwrap_or_default().to_vec(),
+        put_in_front: known.put_in_front,
+        kept_mute_spans,
+        mute_spans: known.mute_spans.get(kept_mute_spans..).unwrap_or_default().to_vec(),
+        first: known.first,
+    })
+}
+
+fn name_of(file: &str) -> String {
+    format!(".{file}.notes")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::recording::root::Root;
+
+    fn gap(start_frame: u64, frames: u64, reason: GapReason) -> Gap {
+        Gap { start_frame, frames, reason }
+    }
+
+    fn meeting(dir: &tempfile::TempDir) -> Directory {
+        Root::open(dir.path()).and_then(|root| root.make_directory("RM_1".as_ref())).expect("a directory")
+    }
+
+    fn knowledge() -> impl Strategy<Value = Known> {
+        let reason = prop_oneof![Just(GapReason::Overload), Just(GapReason::Missing), Just(GapReason::Muted)];
+        let gaps = proptest::collection::vec((0..9u64, 0..9u64, reason).prop_map(|(start, frames, reason)| gap(start, frames, reason)), 0..5);
+        let spans = proptest::collection::vec((0..9u64, proptest::option::of(0..9u64)), 0..5);
+        (gaps, 0..9u64, spans, 0..9u64).prop_map(|(gaps, put_in_front, mute_spans, first)| Known {
+            gaps: Arc::new(gaps),
+            put_in_front,
+            mute_spans,
+            first,
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn d4_what_was_told_last_is_read_back_whatever_came_before_and_wherever_the_last_line_was_torn(all in proptest::collection::vec(knowledge(), 1..6)) {
+            let dir = tempfile::tempdir().expect("a directory");
+            let (directory, media) = (meeting(&dir), dir.path().join("RM_1/x.wav"));
+            let mut notes = Notes::new(Syncer::start().expect("threads"));
+            let (mut before, mut length) = (Known::default(), 0);
+            for known in all {
+                notes.tell(&directory, "x.wav", known.clone()).expect("told");
+                prop_assert_eq!(read(&media), known.clone());
+                let path = dir.path().join("RM_1/.x.wav.notes");
+                let text = std::fs::read(&path).unwrap_or_default();
+                for torn in length..text.len().saturating_sub(1) {
+                    std::fs::write(&path, &text[..torn]).expect("torn");
+                    prop_assert_eq!(read(&media), before.clone());
+                }
+                if !text.is_empty() {
+                    // The same file: the writer goes on in it.
+                    std::fs::write(&path, &text).expect("whole");
+                }
+                (before, length) = (known, text.len());
+            }
+            remove(&directory, "x.wav");
+            remove(&directory, "x.wav");
+            prop_assert_eq!(std::fs::read_dir(dir.path().join("RM_1")).expect("listed").count(), 0);
+        }
+    }
+
+    #[test]
+    fn a_file_has_no_gap_that_it_is_too_short_for() {
+        let gaps =
+            vec![gap(5, 10, GapReason::Missing), gap(20, 30, GapReason::Muted), gap(25, 10, GapReason::Overload), gap(40, 5, GapReason::Missing)];
+        let known = Known { gaps: Arc::new(gaps), mute_spans: vec![(3, Some(12)), (50, None)], ..Known::default() };
+        let told = |frames, is_video| {
+            let (gaps, muted) = known.in_file(frames, is_video);
+            (gaps.iter().map(|gap| (gap.start_frame, gap.frames)).collect::<Vec<_>>(), muted.iter().map(|span| span.frames).collect::<Vec<_>>())
+        };
+        assert_eq!(told(4, false), (vec![], vec![1]));
+        assert_eq!(told(12, false), (vec![(5, 7)], vec![9]));
+        assert_eq!(told(30, false), (vec![(5, 10), (20, 30), (25, 5)], vec![17]));
+        assert_eq!(told(100, false).0, [(5, 10), (20, 30), (25, 10), (40, 5)]);
+        assert_eq!(told(30, true).0, [(5, 10), (20, 30), (25, 10)]);
+    }
+}
