@@ -229,7 +229,7 @@ impl TrackStats {
     /// A track ended with so much that the disk had not taken.
     pub fn note_left_behind(&self, bytes: u64) {
         if bytes > 0 {
-            log::error!("audio is lost: its track ended before the disk took it bytes={bytes}");
+            log::error!("a track ended before the disk took all of it, what waited is lost bytes={bytes}");
             self.note_lost(bytes);
         }
     }

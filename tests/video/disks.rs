@@ -71,6 +71,25 @@ async fn d6_a_full_disk_costs_no_picture_and_recording_resumes_by_itself() {
 }
 
 #[tokio::test]
+async fn d6_pictures_that_the_disk_has_not_taken_when_the_server_ends_are_told_of() {
+    let Some(disk) = SmallDisk::of_size("storage/egress/video", "4m") else { return };
+    let _ballast = disk.fill(1 << 20);
+    let app = TestApp::builder().open().dir(&disk.dir).start().await;
+    let mut peer = connect(&app, &path("vp8")).await;
+    let sent: Vec<Vec<u8>> = (0..100u8).map(|index| [&[0x11, index][..], &vec![index; 25_000]].concat()).collect();
+    send(&mut peer, &sent).await;
+    app.logged("no space is left for recordings").await;
+    let written = app.live("ana").await.expect("live")["recordedBytes"].as_u64().unwrap();
+    let all: u64 = sent.iter().map(|message| message.len() as u64).sum();
+    let ending = tokio::spawn(peer.expect_close());
+    let (status, _, stopped) = app.terminate().await;
+    assert_eq!(status.code(), Some(0), "{}", stopped.log);
+    ending.await.unwrap();
+    let told = format!("what waited is lost bytes={}", all - written);
+    assert!(stopped.log.contains(&told), "{told}: {}", stopped.log);
+}
+
+#[tokio::test]
 async fn d6_what_does_not_fit_into_memory_meanwhile_is_lost_whole_and_a_gap_says_so() {
     let Some(disk) = SmallDisk::of_size("storage/egress/video", "4m") else { return };
     let ballast = disk.fill(1 << 20);

@@ -19,6 +19,7 @@ use super::{TrackActor, TrackParams};
 use crate::actors::buffer::NOT_NOW_RETRY;
 use crate::actors::child::{Child, Verdict, jitter};
 use crate::actors::in_flight::{Appends, InFlight, look_after};
+use crate::actors::stats::TrackStats;
 use crate::actors::video_stats::VideoStats;
 use crate::actors::video_writer::{AppendVideo, FinishVideo, VideoPiece, VideoWriterActor, VideoWriterParams};
 use crate::actors::wav_writer::RecordingError;
@@ -52,6 +53,17 @@ pub(super) struct Video {
     /// A disk that takes nothing now has been told of.
     waiting: bool,
     drained: Vec<oneshot::Sender<()>>,
+    stats: Arc<TrackStats>,
+}
+
+impl Drop for Video {
+    fn drop(&mut self) {
+        let left = self.queue.held();
+        if let Some(counts) = &self.stats.video {
+            counts.lost_pictures.fetch_add(left.pictures, Relaxed);
+        }
+        self.stats.note_left_behind(left.bytes);
+    }
 }
 
 /// The way to the file.
@@ -106,6 +118,7 @@ impl TrackActor {
             collecting: false,
             waiting: false,
             drained: Vec::new(),
+            stats: Arc::clone(&self.params.stats),
         });
     }
 

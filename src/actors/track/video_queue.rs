@@ -34,9 +34,23 @@ pub struct VideoQueue {
     segment_duration: Duration,
     /// Of the budget.
     taken_bytes: u64,
+    held: Held,
     /// Of the segment that is written: when its first picture came, and how long it is about.
     segment_since: Option<Instant>,
     segment_bytes: u64,
+}
+
+/// How much has been taken in and is in no file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    pub pictures: u64,
+    pub bytes: u64,
+}
+
+impl Held {
+    fn of(picture: &Picture) -> Self {
+        Self { pictures: picture.pictures, bytes: u64::try_from(picture.data.len()).unwrap_or(u64::MAX) }
+    }
 }
 
 /// What one append takes.
@@ -55,7 +69,16 @@ impl Drop for VideoQueue {
 
 impl VideoQueue {
     pub fn new(budget: Arc<SpoolBudget>, spool: Duration, segment_duration: Duration) -> Self {
-        Self { pieces: VecDeque::new(), budget, spool, segment_duration, taken_bytes: 0, segment_since: None, segment_bytes: 0 }
+        Self {
+            pieces: VecDeque::new(),
+            budget,
+            spool,
+            segment_duration,
+            taken_bytes: 0,
+            held: Held::default(),
+            segment_since: None,
+            segment_bytes: 0,
+        }
     }
 
     /// Queues a picture, if there is room for it; else notes that it is lost and returns false.
@@ -65,6 +88,8 @@ impl VideoQueue {
         let in_time = oldest.is_none_or(|oldest| picture.arrival.at.saturating_duration_since(oldest) <= self.spool);
         if in_time && self.taken_bytes + bytes <= self.budget.total_bytes() / TRACK_SHARE && self.budget.take(bytes) {
             self.taken_bytes += bytes;
+            let own = Held::of(&picture);
+            self.held = Held { pictures: self.held.pictures + own.pictures, bytes: self.held.bytes + own.bytes };
             self.pieces.push_back(VideoPiece::Picture(picture));
             return true;
         }
@@ -83,6 +108,11 @@ impl VideoQueue {
     /// Memory that is held, what is in flight included.
     pub fn taken_bytes(&self) -> u64 {
         self.taken_bytes
+    }
+
+    /// Pictures that no file has, and their bytes, what is in flight included.
+    pub fn held(&self) -> Held {
+        self.held
     }
 
     /// Takes what the next append writes. Nothing of a queue that is not empty means that the next file is to begin first, by [`Self::begin_segment`].
@@ -118,6 +148,9 @@ impl VideoQueue {
     /// A batch has reached the file.
     pub fn settle(&mut self, batch: &Batch) {
         self.taken_bytes -= batch.bytes;
+        for own in batch.pieces.iter().filter_map(VideoPiece::picture).map(Held::of) {
+            self.held = Held { pictures: self.held.pictures - own.pictures, bytes: self.held.bytes - own.bytes };
+        }
         self.budget.give_back(batch.bytes);
     }
 
@@ -169,8 +202,10 @@ mod tests {
         let batch = queue.take_batch();
         assert_eq!(shape(&batch), [(400, 0), (0, 1), (10, 0), (0, 2)]);
         assert!(!queue.push(at(start, 0, 500, false)), "what is in flight holds its room");
+        assert_eq!(queue.held(), Held { pictures: 2, bytes: 410 });
         queue.settle(&batch);
         assert!(queue.push(at(start, 0, 500, false)));
+        assert_eq!(queue.held(), Held { pictures: 1, bytes: 500 });
         let budget = Arc::clone(&queue.budget);
         drop(queue);
         assert_eq!(budget.used_bytes(), 0);
