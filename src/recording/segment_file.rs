@@ -82,6 +82,7 @@ pub struct SegmentFile {
     /// What that append has copied from its place, which may hold something else by now: it ends where the audio does that counts.
     moved: Option<Vec<u8>>,
     notes: Notes,
+    syncer: Syncer,
 }
 
 impl SegmentFile {
@@ -104,6 +105,7 @@ impl SegmentFile {
             is_untidy: false,
             moved: None,
             notes: Notes::new(syncer.clone()),
+            syncer: syncer.clone(),
         };
         segment.relative = place.keep(segment.append(first), time, |time| name.file(time))?;
         Ok(segment)
@@ -199,7 +201,8 @@ impl SegmentFile {
                     // No more can be moved than there is: the rest belongs to an earlier segment.
                     let behind = (*behind).min(end);
                     self.move_back(HEADER_BYTES + end, behind, *bytes)?;
-                    hole = Some((HEADER_BYTES + end - behind, *bytes));
+                    // At the end it is made by extending the file.
+                    hole = (behind > 0).then_some((HEADER_BYTES + end - behind, *bytes));
                 }
                 Piece::Lost(_) | Piece::Muted(_) => {}
             }
@@ -211,6 +214,8 @@ impl SegmentFile {
         }
         // Last of the audio, for what is emptied here is room that a full disk need not give back.
         if let Some((start, bytes)) = hole {
+            // What is emptied may have been on the disk: first its copy is.
+            self.syncer.sync_watched(&self.watched)?;
             fill_with_zeros(&self.file, start, bytes)?;
         }
         self.file.write_all_at(&wav_header::encode(self.format, end), 0)?;
@@ -236,7 +241,6 @@ impl SegmentFile {
     /// Contract: only the first piece of an append moves anything, and an append moves once.
     fn move_back(&mut self, end: u64, behind: u64, bytes: u64) -> io::Result<()> {
         if behind == 0 {
-            // A hole at the end is made by extending the file.
             return Ok(());
         }
         let start = end - behind;

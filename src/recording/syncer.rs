@@ -166,6 +166,14 @@ impl Syncer {
         self.ask(file)?.blocking_recv().map_err(|_| stopped())?
     }
 
+    /// The same for a file that is synced each second too: a failure is never taken back.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn sync_watched(&self, watched: &Watched) -> io::Result<()> {
+        self.sync_now(Arc::clone(&watched.inner.file)).inspect_err(|_| watched.inner.failed.store(true, Ordering::Release))
+    }
+
     /// The same for files that are waited for together, each with its own answer.
     pub fn sync_together(&self, files: Vec<Arc<File>>) -> Vec<io::Result<()>> {
         let asked: Vec<_> = files.into_iter().map(|file| self.ask(file)).collect();

@@ -1,10 +1,12 @@
 //! When what is recorded is handed to the disk, as the kernel sees it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::support::egress_peer::{EgressPeer, counter_pcm};
 use crate::support::strace::Strace;
 use crate::support::test_app::TestApp;
+use crate::support::video::clip_of;
 
 const WHAT: &str = "watching for syncs";
 const TRACKS: u32 = 4;
@@ -21,6 +23,18 @@ enum Call {
     Sync(String),
     /// Of all files.
     SyncAll,
+    /// A stretch of this file is emptied.
+    Empty(String),
+}
+
+impl Call {
+    fn syncs(&self, file: &str) -> bool {
+        match self {
+            Self::Sync(synced) => synced == file,
+            Self::SyncAll => true,
+            Self::Data(_) | Self::Empty(_) => false,
+        }
+    }
 }
 
 /// Reads a log of `strace -f -ttt -T -y`; calls that another thread's came between are put together again.
@@ -53,13 +67,16 @@ fn read(call: &str) -> Option<Call> {
         return Some(Call::SyncAll);
     }
     let file = arguments.split_once('<')?.1.split_once('>')?.0.rsplit('/').next()?.to_owned();
-    if !file.ends_with(".wav") {
+    if ![".wav", ".ivf", ".h264"].iter().any(|kind| file.ends_with(kind)) {
         return None;
     }
     match name {
+        "fallocate" => arguments.contains("PUNCH_HOLE").then_some(Call::Empty(file)),
         "fdatasync" | "fsync" => Some(Call::Sync(file)),
         // The header is rewritten at the beginning; it may lag behind.
-        "pwrite64" | "pwritev" | "pwritev2" => (!arguments.contains(", 44, 0)")).then_some(Call::Data(file)),
+        "pwrite64" | "pwritev" | "pwritev2" => {
+            (![", 44, 0)", ", 32, 0)"].iter().any(|header| arguments.contains(header))).then_some(Call::Data(file))
+        }
         _ => None,
     }
 }
@@ -77,12 +94,43 @@ fn a_call_is_understood_whatever_the_number_of_its_thread() {
     }
 }
 
+/// That every byte of these files was synced in time; `end` of the watching, before which what came last need not be. Returns the longest that it took.
+fn assert_synced(calls: &[(f64, f64, Call)], seconds: usize) -> f64 {
+    let end = calls.iter().map(|(_, done, _)| *done).fold(0.0, f64::max);
+    let mut worst = 0.0_f64;
+    for file in written(calls) {
+        let syncs: Vec<(f64, f64)> = calls.iter().filter(|(.., call)| call.syncs(file)).map(|(begun, done, _)| (*begun, *done)).collect();
+        for (_, written, _) in calls.iter().filter(|(.., call)| matches!(call, Call::Data(written) if written == file)) {
+            // A sync that began before the data was there does not count for it.
+            let synced = syncs.iter().filter(|(begun, _)| begun >= written).map(|(_, done)| *done).fold(f64::INFINITY, f64::min);
+            if synced.is_finite() {
+                worst = worst.max(synced - written);
+            }
+            let in_time = synced - written <= AT_MOST || end - written <= AT_MOST;
+            assert!(in_time, "{file}: written {:.3} s before the end, not synced in time", end - written);
+        }
+        assert!(syncs.len() * 4 >= seconds, "{file}: {} syncs in {seconds} s", syncs.len());
+    }
+    worst
+}
+
+/// The files that got data.
+fn written(calls: &[(f64, f64, Call)]) -> BTreeSet<&String> {
+    calls.iter().filter_map(|(.., call)| if let Call::Data(file) = call { Some(file) } else { None }).collect()
+}
+
+/// A log of the server's calls to the disk, for as long as the second lives.
+async fn watched(app: &TestApp) -> Option<(tempfile::NamedTempFile, Strace)> {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let arguments = ["-ttt", "-T", "-y", "-e", "trace=pwrite64,pwritev,pwritev2,fdatasync,fsync,syncfs,fallocate"];
+    let strace = Strace::attach(WHAT, app.pid(), &arguments, log.path()).await?;
+    Some((log, strace))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d3_what_is_written_is_handed_to_the_disk_within_a_second_and_after_it_was_written() {
     let app = TestApp::builder().open().start().await;
-    let log = tempfile::NamedTempFile::new().unwrap();
-    let arguments = ["-ttt", "-T", "-y", "-e", "trace=pwrite64,pwritev,pwritev2,fdatasync,fsync,syncfs"];
-    let Some(strace) = Strace::attach(WHAT, app.pid(), &arguments, log.path()).await else { return };
+    let Some((log, strace)) = watched(&app).await else { return };
     let speaking = (0..TRACKS).map(async |number| {
         let mut peer =
             EgressPeer::connect(app.addr, &format!("/egress-audio?roomName=room&participant=p{number}&trackId=TR_{number}")).await.unwrap();
@@ -93,37 +141,67 @@ async fn d3_what_is_written_is_handed_to_the_disk_within_a_second_and_after_it_w
     // One may be written under its temporary name all the time.
     let seen = async || {
         let calls = calls(&std::fs::read_to_string(log.path()).unwrap());
-        let files: BTreeSet<&String> = calls.iter().filter_map(|(.., call)| if let Call::Data(file) = call { Some(file) } else { None }).collect();
-        (files.len() >= TRACKS as usize - 1).then_some(())
+        (written(&calls).len() >= TRACKS as usize - 1).then_some(())
     };
     app.eventually("strace has seen the audio being written", seen).await;
     drop(strace);
-    let calls = calls(&std::fs::read_to_string(log.path()).unwrap());
-    let end = calls.iter().map(|(_, done, _)| *done).fold(0.0, f64::max);
-    let files: BTreeSet<&String> = calls.iter().filter_map(|(.., call)| if let Call::Data(file) = call { Some(file) } else { None }).collect();
-    let mut worst = 0.0_f64;
-    for file in files {
-        let syncs: Vec<(f64, f64)> = calls
-            .iter()
-            .filter(|(.., call)| matches!(call, Call::SyncAll) || matches!(call, Call::Sync(synced) if synced == file))
-            .map(|(begun, done, _)| (*begun, *done))
-            .collect();
-        for (_, written, _) in calls.iter().filter(|(.., call)| matches!(call, Call::Data(written) if written == file)) {
-            // A sync that began before the data was there does not count for it.
-            let synced = syncs.iter().filter(|(begun, _)| begun >= written).map(|(_, done)| *done).fold(f64::INFINITY, f64::min);
-            if synced.is_finite() {
-                worst = worst.max(synced - written);
-            }
-            assert!(
-                synced - written <= AT_MOST || end - written <= AT_MOST,
-                "{file}: written {:.3} s before the end, not synced in time",
-                end - written
-            );
-        }
-        assert!(syncs.len() * 4 >= SECONDS, "{file}: {} syncs in {SECONDS} s", syncs.len());
-    }
+    let worst = assert_synced(&calls(&std::fs::read_to_string(log.path()).unwrap()), SECONDS);
     println!("{TRACKS} tracks: synced {worst:.3} s after a write at most");
     for peer in peers {
         peer.close_and_wait().await;
+    }
+}
+
+#[tokio::test]
+async fn d3_video_is_handed_to_the_disk_within_a_second_too() {
+    let app = TestApp::builder().open().start().await;
+    let Some((log, strace)) = watched(&app).await else { return };
+    let mut peers = Vec::new();
+    for codec in ["vp8", "h264"] {
+        let Some(clip) = clip_of(codec) else { return };
+        let path = format!("/egress-video?roomName=room&participant={codec}&trackId=TR_{codec}&codec={codec}");
+        peers.push((EgressPeer::connect(app.addr, &path).await.unwrap(), clip.messages.iter().cycle()));
+    }
+    let (mut at, end) = (tokio::time::Instant::now(), tokio::time::Instant::now() + Duration::from_secs(SECONDS as u64));
+    while at < end {
+        for (peer, messages) in &mut peers {
+            peer.send_binary(messages.next().unwrap()).await.unwrap();
+        }
+        at += Duration::from_millis(40);
+        tokio::time::sleep_until(at).await;
+    }
+    let seen = async || (written(&calls(&std::fs::read_to_string(log.path()).unwrap())).len() >= 2).then_some(());
+    app.eventually("strace has seen the pictures being written", seen).await;
+    drop(strace);
+    assert_synced(&calls(&std::fs::read_to_string(log.path()).unwrap()), SECONDS);
+    for (peer, _) in peers {
+        peer.close_and_wait().await;
+    }
+}
+
+#[tokio::test]
+async fn d3_what_was_synced_is_moved_to_a_place_that_is_synced_before_its_own_is_emptied() {
+    let app = TestApp::builder().open().start().await;
+    let Some((log, strace)) = watched(&app).await else { return };
+    let mut peer = EgressPeer::connect(app.addr, "/egress-audio?roomName=room&participant=ana&trackId=TR_1").await.unwrap();
+    peer.send_realtime(&counter_pcm(48_000 * 2, 1)).await.unwrap();
+    // A pause is what is sent.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    peer.send_realtime(&counter_pcm(48_000 * 3, 200_000)).await.unwrap();
+    let filled = async || app.live("ana").await.filter(|live| live["filledFrames"].as_u64() > Some(0));
+    app.eventually("the pause is filled", filled).await;
+    let emptied = async || std::fs::read_to_string(log.path()).unwrap().contains("PUNCH_HOLE").then_some(());
+    app.eventually("strace has seen it", emptied).await;
+    peer.close_and_wait().await;
+    drop(strace);
+    let calls = calls(&std::fs::read_to_string(log.path()).unwrap());
+    let emptied: Vec<(f64, &String)> =
+        calls.iter().filter_map(|(begun, _, call)| if let Call::Empty(file) = call { Some((*begun, file)) } else { None }).collect();
+    assert!(!emptied.is_empty());
+    for (emptied, file) in emptied {
+        let written = calls.iter().filter(|(_, done, call)| matches!(call, Call::Data(written) if written == file) && *done <= emptied);
+        let last = written.map(|(_, done, _)| *done).fold(0.0, f64::max);
+        let synced = calls.iter().any(|(begun, done, call)| call.syncs(file) && *begun >= last && *done <= emptied);
+        assert!(last > 0.0 && synced, "{file}: emptied at {emptied}, written at {last}");
     }
 }
