@@ -36,7 +36,7 @@ use crate::audio::format::PcmFormat;
 use crate::config::{Config, IngestAuth, Secret};
 use crate::db::rows::Host;
 use crate::db::{DbError, Store};
-use crate::http::health::Health;
+use crate::http::health::{Health, HealthParts};
 use crate::http::low_water::SocketHandle;
 use crate::http::metrics::{DoorCounts, register_durable, register_kept, register_video_disk};
 use crate::http::storage::{Storage, keep_measuring};
@@ -53,7 +53,7 @@ use crate::recording::pipeline_log::PipelineLog;
 use crate::recording::pulse::DiskPulse;
 use crate::recording::syncer::Syncer;
 use crate::sealing::hasher::Hasher;
-use crate::sealing::recovery;
+use crate::sealing::recovery::{self, Unrepaired};
 use crate::ticket::TicketMint;
 use crate::watchdog::{Watchdog, tell_service_manager};
 
@@ -134,7 +134,9 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     };
     patiently(|| async { replay::write_rows(&journal, &store).await.map_err(halted) }).await?;
     let shelves = shelves(&root, &video_root);
-    patiently_at_work(|| async { recovery::recover(&store, &shelves).await.map_err(database) }).await?;
+    let left = patiently_at_work(|| async { recovery::recover(&store, &shelves).await.map_err(database) }).await?;
+    let unrepaired = Unrepaired::default();
+    end_with_its_panic("repair of what an earlier run left", actix_rt::spawn(recovery::keep_trying(store.clone(), left, Arc::clone(&unrepaired))));
 
     let watchdog = Watchdog::start().map_err(StartError::Thread)?;
     watchdog.watch_this_thread();
@@ -145,7 +147,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let (budget, lag) = (Arc::new(spool(&config)), Arc::<WriteLag>::default());
     register_kept(&metrics, &budget, &lag, &disk, &pipeline_log);
     let syncer = Syncer::start().map_err(StartError::Thread)?;
-    register_durable(&metrics, &syncer, &journal);
+    register_durable(&metrics, &syncer, &journal, &unrepaired);
     register_video_disk(&metrics, &video_disk);
     let [storage, video_storage] = [disk, video_disk].map(|disk| {
         actix_rt::spawn(keep_measuring(Arc::clone(&disk)));
@@ -221,7 +223,15 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         mint: mint.clone(),
         ws_base: config.ingest.ws_base.clone(),
         store: store.answering_within(http::DATABASE_PATIENCE),
-        health: Health::new(store.clone(), journal, [Arc::clone(&storage), Arc::clone(&video_storage)], totals, syncer, watchdog.clone()),
+        health: Health::new(HealthParts {
+            store: store.clone(),
+            journal,
+            storages: [Arc::clone(&storage), Arc::clone(&video_storage)],
+            totals,
+            syncer,
+            unrepaired,
+            watchdog: watchdog.clone(),
+        }),
         storage,
         video_storage,
         counts: DoorCounts::registered(&metrics),

@@ -1,6 +1,7 @@
 //! Is the server able to do its work?
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use actix_web::http::StatusCode;
@@ -15,6 +16,7 @@ use crate::actors::totals::Totals;
 use crate::db::Store;
 use crate::journal::{Journal, JournalFigures};
 use crate::recording::syncer::Syncer;
+use crate::sealing::recovery::Unrepaired;
 use crate::watchdog::Watchdog;
 
 /// How long each part may take to answer.
@@ -24,6 +26,8 @@ const FRESH: Duration = Duration::from_millis(250);
 
 /// For so long a failed sync is told.
 const FAILURE_IS_RECENT: Duration = Duration::from_secs(600);
+/// Longer than a busy disk takes; a second is the promise, and what the sync takes itself.
+const SYNC_IS_LATE: Duration = Duration::from_secs(5);
 
 /// `GET /`
 pub async fn root() -> HttpResponse {
@@ -38,6 +42,7 @@ pub async fn health(doors: web::Data<Doors>) -> HttpResponse {
     let able = reasons.is_empty();
     reasons.extend(doors.health.journal(bad_files));
     reasons.extend(doors.health.syncs());
+    reasons.extend(doors.health.repairs());
     reasons.extend(doors.health.silent(false));
     let status = match (able, reasons.is_empty()) {
         (true, true) => return HttpResponse::Ok().json(json!({"status": "healthy", "timestamp": timestamp})),
@@ -51,26 +56,32 @@ pub async fn health(doors: web::Data<Doors>) -> HttpResponse {
 /// Reasons, and `.bad` files.
 type Found = (Vec<String>, u64);
 
+/// What is looked at.
+pub struct HealthParts {
+    pub store: Store,
+    pub journal: Journal,
+    /// Of audio and of video.
+    pub storages: [Arc<Storage>; 2],
+    pub totals: Arc<Totals>,
+    pub syncer: Syncer,
+    pub unrepaired: Unrepaired,
+    pub watchdog: Watchdog,
+}
+
 /// Looks at the parts, one look at a time.
 pub struct Health {
-    store: Store,
-    journal: Journal,
-    /// Of audio and of video.
-    storages: [Arc<Storage>; 2],
-    totals: Arc<Totals>,
-    syncer: Syncer,
-    watchdog: Watchdog,
+    parts: HealthParts,
     last: Mutex<Option<(Instant, Found)>>,
 }
 
 impl Health {
-    pub fn new(store: Store, journal: Journal, storages: [Arc<Storage>; 2], totals: Arc<Totals>, syncer: Syncer, watchdog: Watchdog) -> Self {
-        Self { store, journal, storages, totals, syncer, watchdog, last: Mutex::default() }
+    pub fn new(parts: HealthParts) -> Self {
+        Self { parts, last: Mutex::default() }
     }
 
     /// What does not answer of the server itself: what nothing goes on without, or the rest.
     fn silent(&self, vital: bool) -> impl Iterator<Item = String> {
-        self.watchdog.silent().into_iter().filter(move |(_, is_vital)| *is_vital == vital).map(|(part, _)| part)
+        self.parts.watchdog.silent().into_iter().filter(move |(_, is_vital)| *is_vital == vital).map(|(part, _)| part)
     }
 
     /// What keeps the server from its work, nothing when it is healthy; and how many `.bad` files lie in the journal.
@@ -81,7 +92,7 @@ impl Health {
         {
             return found.clone();
         }
-        let [audio, video] = &self.storages;
+        let [audio, video] = &self.parts.storages;
         let (database, look, video_look, bad_files) = tokio::join!(self.database(), audio.look(), video.look(), self.bad_files());
         let directory = look.problem.or(look.moved).map(|problem| format!("audio directory: {problem}"));
         let video_directory = video_look.problem.or(video_look.moved).map(|problem| format!("video directory: {problem}"));
@@ -89,7 +100,7 @@ impl Health {
         let space = low(audio).map(|space| format!("space: {space}; new recordings are refused"));
         // Most have both on one file system, and are told once.
         let video_space = low(video).filter(|_| space.is_none()).map(|space| format!("space for video: {space}; new recordings of it are refused"));
-        let loss = self.totals.is_losing_audio().then(|| "audio or video: it is being lost, the spool is full".to_owned());
+        let loss = self.parts.totals.is_losing_audio().then(|| "audio or video: it is being lost, the spool is full".to_owned());
         let reasons: Vec<String> = [database, directory, video_directory, space, video_space, loss].into_iter().flatten().collect();
         let found = (reasons, bad_files);
         *last = Some((Instant::now(), found.clone()));
@@ -98,20 +109,29 @@ impl Health {
 
     /// Counted anew: whoever has looked at them removes them. None where the disk does not answer, of which others tell.
     async fn bad_files(&self) -> u64 {
-        let journal = self.journal.clone();
+        let journal = self.parts.journal.clone();
         let counted = tokio::time::timeout(DEADLINE, tokio::task::spawn_blocking(move || journal.bad_files()));
         counted.await.ok().and_then(Result::ok).and_then(Result::ok).unwrap_or(0)
     }
 
-    /// A sync that failed lately: a disk that did it once does it again.
-    fn syncs(&self) -> Option<String> {
-        let failed = self.syncer.counts().since_failure().filter(|since| *since < FAILURE_IS_RECENT)?;
-        Some(format!("disk: a sync failed {} s ago; what was being written is marked as suspect", failed.as_secs()))
+    /// A sync that failed lately: a disk that did it once does it again. And one that does not come back.
+    fn syncs(&self) -> impl Iterator<Item = String> {
+        let failed = self.parts.syncer.counts().since_failure().filter(|since| *since < FAILURE_IS_RECENT);
+        let failed = failed.map(|since| format!("disk: a sync failed {} s ago; what was being written is marked as suspect", since.as_secs()));
+        let waits = self.parts.syncer.oldest_wait().filter(|waits| *waits > SYNC_IS_LATE);
+        let late = waits.map(|waits| format!("disk: a sync has waited for {} s; a power cut would take what was recorded since", waits.as_secs()));
+        failed.into_iter().chain(late)
+    }
+
+    /// What an earlier run left open, and cannot be made whole yet.
+    fn repairs(&self) -> Option<String> {
+        let files = self.parts.unrepaired.load(Relaxed);
+        (files > 0).then(|| format!("recordings: {files} files of an earlier run cannot be repaired yet; the log says why"))
     }
 
     /// What waits for the database, and what never reaches it.
     fn journal(&self, bad_files: u64) -> Option<String> {
-        let JournalFigures { records, oldest_seconds, .. } = self.journal.figures();
+        let JournalFigures { records, oldest_seconds, .. } = self.parts.journal.figures();
         let waiting = (records > 0).then(|| format!("{records} records wait for the database, the oldest for {oldest_seconds} s"));
         let bad = (bad_files > 0).then(|| format!("{bad_files} parts could not be used and are set aside as .bad files"));
         let parts: Vec<String> = [waiting, bad].into_iter().flatten().collect();
@@ -119,7 +139,7 @@ impl Health {
     }
 
     async fn database(&self) -> Option<String> {
-        match tokio::time::timeout(DEADLINE, self.store.probe()).await {
+        match tokio::time::timeout(DEADLINE, self.parts.store.probe()).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(format!("database: {error}")),
             Err(_) => Some(format!("database: it takes no writes (no answer within {} s)", DEADLINE.as_secs())),

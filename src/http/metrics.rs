@@ -18,6 +18,7 @@ use crate::metrics::{CountersBy, Metrics};
 use crate::recording::disk::{Disk, Space};
 use crate::recording::pipeline_log::PipelineLog;
 use crate::recording::syncer::{SyncCounts, Syncer};
+use crate::sealing::recovery::Unrepaired;
 
 /// Of OpenMetrics, which Prometheus reads as its own.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -69,7 +70,7 @@ pub fn register_kept(metrics: &Metrics, budget: &Arc<SpoolBudget>, lag: &Arc<Wri
 }
 
 /// What became of syncs, and how the journal is.
-pub fn register_durable(metrics: &Metrics, syncer: &Syncer, journal: &Journal) {
+pub fn register_durable(metrics: &Metrics, syncer: &Syncer, journal: &Journal, unrepaired: &Unrepaired) {
     let of_syncs = |name, help, read: fn(&SyncCounts) -> u64| {
         let syncer = syncer.clone();
         metrics.counter_of(name, help, move || float(read(syncer.counts())));
@@ -79,6 +80,11 @@ pub fn register_durable(metrics: &Metrics, syncer: &Syncer, journal: &Journal) {
     of_syncs("sync_failures", "Syncs that failed: what they were for is suspect", |counts| counts.failures.load(Relaxed));
     let slowest = syncer.clone();
     metrics.gauge_of("sync_max_seconds", "The longest sync since the start", move || float(slowest.counts().slowest_us.load(Relaxed)) / 1e6);
+    let oldest = syncer.clone();
+    let waits = move || oldest.oldest_wait().map_or(0.0, |wait| wait.as_secs_f64());
+    metrics.gauge_of("sync_oldest_seconds", "How long the oldest sync that is due has waited for the disk", waits);
+    let files = Arc::clone(unrepaired);
+    metrics.gauge_of("unrepaired_files", "Files of an earlier run that cannot be repaired yet", move || float(files.load(Relaxed)));
     let gauge = |name, help, read: fn(JournalFigures) -> u64| {
         let journal = journal.clone();
         metrics.gauge_of(name, help, move || float(read(journal.figures())));

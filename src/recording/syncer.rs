@@ -101,6 +101,8 @@ struct State {
 struct UnderWay {
     number: u64,
     device: u64,
+    /// When the oldest of what it is for was due.
+    since: Instant,
     /// `None` for the whole file system.
     file: Option<Arc<File>>,
 }
@@ -109,6 +111,8 @@ struct UnderWay {
 struct Job {
     file: Arc<File>,
     device: u64,
+    /// When it was asked for.
+    since: Instant,
     /// The metadata too.
     whole: bool,
     done: Done,
@@ -199,6 +203,13 @@ impl Syncer {
         &self.shared.counts
     }
 
+    /// How long the oldest sync that is due has waited for the disk, one under way included.
+    pub fn oldest_wait(&self) -> Option<Duration> {
+        let state = self.shared.lock();
+        let due = state.under_way.iter().map(|sync| sync.since).chain(state.jobs.iter().map(|job| job.since));
+        due.min().map(|since| since.elapsed())
+    }
+
     fn ask(&self, file: Arc<File>) -> io::Result<oneshot::Receiver<io::Result<()>>> {
         let device = file.metadata()?.dev();
         let (done, asked) = oneshot::channel();
@@ -206,7 +217,7 @@ impl Syncer {
         if state.stopping {
             return Err(stopped());
         }
-        state.jobs.push_back(Job { file, device, whole: true, done: Done::Asked(done) });
+        state.jobs.push_back(Job { file, device, since: Instant::now(), whole: true, done: Done::Asked(done) });
         drop(state);
         self.shared.work.notify_one();
         Ok(asked)
@@ -334,7 +345,8 @@ impl State {
         self.begun += 1;
         let first = jobs.first()?;
         let file = (jobs.len() == 1).then(|| Arc::clone(&first.file));
-        self.under_way.push(UnderWay { number: self.begun, device: first.device, file });
+        let since = jobs.iter().map(|job| job.since).min()?;
+        self.under_way.push(UnderWay { number: self.begun, device: first.device, since, file });
         Some((self.begun, jobs))
     }
 
@@ -379,7 +391,13 @@ impl Job {
 /// A job for a file that was written to and is not waiting already.
 fn due(watched: &Arc<Inner>) -> Option<Job> {
     let is_due = watched.dirty.load(Ordering::Acquire) && !watched.queued.swap(true, Ordering::AcqRel);
-    is_due.then(|| Job { file: Arc::clone(&watched.file), device: watched.device, whole: false, done: Done::Watched(Arc::clone(watched)) })
+    is_due.then(|| Job {
+        file: Arc::clone(&watched.file),
+        device: watched.device,
+        since: Instant::now(),
+        whole: false,
+        done: Done::Watched(Arc::clone(watched)),
+    })
 }
 
 fn stopped() -> io::Error {
@@ -413,7 +431,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let job = |device| {
             let (done, _) = oneshot::channel();
-            Job { file: Arc::new(File::open(dir.path()).expect("a directory")), device, whole: true, done: Done::Asked(done) }
+            Job { file: Arc::new(File::open(dir.path()).expect("a directory")), device, since: Instant::now(), whole: true, done: Done::Asked(done) }
         };
         let mut state = State { jobs: [1, 1, 1, 1, 2].map(job).into(), ..State::default() };
         let begun: Vec<u64> = std::iter::from_fn(|| state.begin()).filter_map(|(_, jobs)| Some(jobs.first()?.device)).take(THREADS).collect();

@@ -1,11 +1,14 @@
 //! What an earlier run of this server left open is sealed before anything else: the files know how long they are.
 //!
-//! Files first, then the sidecars, then the rows, each many at a time. Killed at any point, the next start comes to the same end.
+//! Files first, then the sidecars, then the rows, each many at a time. Killed at any point, the next start comes to the same end. What cannot be repaired
+//! then, because another process writes it or the disk fails, is tried again while the server works.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
@@ -23,46 +26,106 @@ use crate::video::codec::Container;
 /// Rows that one transaction ends: few commits, none of them long.
 const ROWS_AT_ONCE: usize = 250;
 
-/// Seals the files that an earlier run of this server left open, ends their rows, and seals those of which the database never heard.
+/// How often what cannot be repaired at the start is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What an earlier run left open on one shelf.
+#[derive(Debug)]
+pub struct Leftovers {
+    shelf: Shelf,
+    rows: Vec<SegmentInContext>,
+    /// Of which the database never heard.
+    files: Vec<PathBuf>,
+}
+
+/// Files that wait for their repair, as health and the metrics tell.
+pub type Unrepaired = Arc<AtomicU64>;
+
+/// Seals the files that an earlier run of this server left open, ends their rows, and seals those of which the database never heard. Returns those that
+/// another process writes, or that the disk does not let be repaired now.
 ///
 /// # Errors
 /// What the database says. What is wrong with a file is logged.
-pub async fn recover(store: &Store, shelves: &[Shelf]) -> Result<(), DbError> {
+pub async fn recover(store: &Store, shelves: &[Shelf]) -> Result<Vec<Leftovers>, DbError> {
+    let mut left = Vec::new();
     for shelf in shelves {
-        recover_files(store, shelf).await?;
+        let rows = store.interrupted_segments(shelf.format).await?;
+        let files = files_without_rows(store, shelf, &rows).await?;
+        left.push(Leftovers { shelf: shelf.clone(), rows, files }.repair(store, log::Level::Error).await?);
     }
     let recordings: Vec<RecordingId> = store.open_recordings().await?.into_iter().map(RecordingId::new).collect();
     for recordings in recordings.chunks(ROWS_AT_ONCE) {
         store.close_crashed_recordings(recordings.to_vec()).await?;
     }
-    Ok(())
+    left.retain(|left| left.count() > 0);
+    Ok(left)
 }
 
-async fn recover_files(store: &Store, shelf: &Shelf) -> Result<(), DbError> {
-    let started = Instant::now();
-    let open = store.interrupted_segments(shelf.format).await?;
-    let unknown = files_without_rows(store, shelf, &open).await?;
-    let rows_files = open.iter().map(|row| interrupted(row, shelf.root.path()));
-    let files: Vec<Interrupted> = rows_files.chain(unknown.into_iter().map(Interrupted::file)).collect();
-    if !files.is_empty() {
+/// Tries again until nothing is left.
+pub async fn keep_trying(store: Store, mut left: Vec<Leftovers>, unrepaired: Unrepaired) {
+    loop {
+        unrepaired.store(left.iter().map(Leftovers::count).sum(), Relaxed);
+        if left.is_empty() {
+            return;
+        }
+        tokio::time::sleep(RETRY).await;
+        for leftovers in &mut left {
+            let tried = leftovers.again().repair(&store, log::Level::Debug).await;
+            let recordings: HashSet<String> = leftovers.rows.iter().map(|row| row.segment.recording_id.clone()).collect();
+            let ended = async || store.close_crashed_recordings(recordings.into_iter().map(RecordingId::new).collect()).await;
+            match tried {
+                // The rows of segments end for good at the first time, so what comes behind them may be done twice.
+                Ok(still) => match ended().await {
+                    Ok(()) => *leftovers = still,
+                    Err(error) => log::debug!("the recordings of an earlier run end later error={error}"),
+                },
+                Err(error) => log::debug!("what an earlier run left open is tried again error={error}"),
+            }
+        }
+        left.retain(|left| left.count() > 0);
+    }
+}
+
+impl Leftovers {
+    fn count(&self) -> u64 {
+        u64::try_from(self.rows.len() + self.files.len()).unwrap_or(u64::MAX)
+    }
+
+    fn again(&self) -> Self {
+        Self { shelf: self.shelf.clone(), rows: self.rows.clone(), files: self.files.clone() }
+    }
+
+    /// Returns what is still left; why goes to the log at this level.
+    async fn repair(mut self, store: &Store, level: log::Level) -> Result<Self, DbError> {
+        let started = Instant::now();
+        if self.count() == 0 {
+            return Ok(self);
+        }
+        let rows_files = self.rows.iter().map(|row| interrupted(row, self.shelf.root.path()));
+        let files: Vec<Interrupted> = rows_files.chain(self.files.iter().cloned().map(Interrupted::file)).collect();
         let (files, outcomes) = tokio::task::spawn_blocking(move || {
             let outcomes = repair_all(&files, Mode::Repair, || {});
             (files, outcomes)
         })
         .await?;
         let mut outcomes = outcomes.into_iter().zip(files);
-        let of_rows: Vec<_> = outcomes.by_ref().take(open.len()).collect();
-        let rows: Vec<ClosedSegment> = open.iter().zip(of_rows).filter_map(|(row, (outcome, file))| closed(row, outcome, &file.path)).collect();
-        for (outcome, file) in outcomes {
-            tell_of_unknown(outcome, &file.path);
+        let mut ended = Vec::new();
+        let rows = std::mem::take(&mut self.rows);
+        for (row, (outcome, file)) in rows.into_iter().zip(outcomes.by_ref()) {
+            match closed(&row, outcome, &file.path, level) {
+                Some(closed) => ended.push(closed),
+                None => self.rows.push(row),
+            }
         }
-        let ended = rows.len();
-        for rows in rows.chunks(ROWS_AT_ONCE) {
+        self.files = outcomes.filter_map(|(outcome, file)| is_left(outcome, &file.path, level).then_some(file.path)).collect();
+        for rows in ended.chunks(ROWS_AT_ONCE) {
             store.close_segments(rows.to_vec()).await?;
         }
-        log::warn!("closed the segments that an earlier run left open segments={ended} took_ms={}", started.elapsed().as_millis());
+        if !ended.is_empty() {
+            log::warn!("closed the segments that an earlier run left open segments={} took_ms={}", ended.len(), started.elapsed().as_millis());
+        }
+        Ok(self)
     }
-    Ok(())
 }
 
 fn interrupted(row: &SegmentInContext, directory: &Path) -> Interrupted {
@@ -87,13 +150,13 @@ fn format_of(row: &SegmentInContext) -> Option<PcmFormat> {
     (format.sample_rate > 0 && format.channels > 0).then_some(format)
 }
 
-/// How a row ends. `None` for one whose file another process writes, or cannot be repaired now: it stays open until the next start.
-fn closed(row: &SegmentInContext, outcome: std::io::Result<Outcome>, path: &Path) -> Option<ClosedSegment> {
+/// How a row ends. `None` for one whose file another process writes, or cannot be repaired now: it stays open.
+fn closed(row: &SegmentInContext, outcome: std::io::Result<Outcome>, path: &Path, level: log::Level) -> Option<ClosedSegment> {
     let id = SegmentId::new(row.segment.id.clone());
     match outcome {
         Ok(Outcome::Recovered(sidecar) | Outcome::Sealed(sidecar)) => return Some(closed_by(id, &sidecar)),
         Ok(Outcome::InUse) => {
-            log::error!("a segment of an earlier run is being written by another process, and is left open segment_id={id} path={path:?}");
+            log::log!(level, "a segment of an earlier run is being written by another process, and is left open segment_id={id} path={path:?}");
             return None;
         }
         Ok(Outcome::Bad(aside)) => log::error!("a segment of an earlier run held nothing segment_id={id} kept_as={aside:?}"),
@@ -101,7 +164,7 @@ fn closed(row: &SegmentInContext, outcome: std::io::Result<Outcome>, path: &Path
             log::error!("a segment of an earlier run has no file that could be repaired segment_id={id} path={path:?} error={error}");
         }
         Err(error) => {
-            log::error!("a segment of an earlier run cannot be repaired now, and is left open segment_id={id} path={path:?} error={error}");
+            log::log!(level, "a segment of an earlier run cannot be repaired now, and is left open segment_id={id} path={path:?} error={error}");
             return None;
         }
     }
@@ -146,15 +209,23 @@ fn named(found: Found) -> Vec<PathBuf> {
     files
 }
 
-fn tell_of_unknown(outcome: std::io::Result<Outcome>, path: &Path) {
+/// Tells what became of a file that the database does not know. Returns whether it is to be tried again.
+fn is_left(outcome: std::io::Result<Outcome>, path: &Path, level: log::Level) -> bool {
     match outcome {
         Ok(Outcome::Recovered(sidecar)) => {
             log::warn!("repaired a file that the database does not know path={path:?} frames={}", sidecar.frames);
         }
         Ok(Outcome::Bad(aside)) => log::warn!("a file that the database does not know held nothing kept_as={aside:?}"),
-        Ok(Outcome::InUse) => log::error!("a file is being written by another process path={path:?}"),
         // Its own start, or a repair by hand, was quicker.
         Ok(Outcome::Sealed(_)) => {}
-        Err(error) => log::error!("a file that the database does not know cannot be repaired path={path:?} error={error}"),
+        Ok(Outcome::InUse) => {
+            log::log!(level, "a file is being written by another process path={path:?}");
+            return true;
+        }
+        Err(error) => {
+            log::log!(level, "a file that the database does not know cannot be repaired path={path:?} error={error}");
+            return !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData);
+        }
     }
+    false
 }

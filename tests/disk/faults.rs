@@ -87,6 +87,29 @@ async fn d5_a_failed_sync_is_never_taken_back_and_the_next_segment_has_what_come
 }
 
 #[tokio::test]
+async fn d3_a_sync_that_does_not_come_back_is_told_of_and_costs_nothing() {
+    let app = eager().start().await;
+    let sent = counter_pcm(48_000 * 60, 1);
+    let mut peer = connect(&app, "ana").await;
+    let (first, rest) = sent.split_at(38_400);
+    peer.send_pcm(first).await.unwrap();
+    app.eventually("there is a file", async || (app.wav_files().len() == 1).then_some(())).await;
+    let Some(hanging) = Strace::inject(&app, Some("fdatasync"), "delay_enter=3600000000:when=1", Some(&app.wav_file())) else { return };
+    let mut rest = rest.chunks(19_200);
+    let is_told = async || reasons(&app).await.iter().any(|reason| reason.starts_with("disk: a sync has waited for "));
+    while !is_told().await {
+        peer.send_realtime(rest.next().expect("told within a minute")).await.unwrap();
+    }
+    assert!(metric(&app, "live_meeting_sync_oldest_seconds").await > 5.0);
+    drop(hanging);
+    app.eventually("it comes back", async || (!is_told().await).then_some(())).await;
+    peer.send_pcm(rest.next().expect("more")).await.unwrap();
+    let bytes = peer.sent().audio_bytes;
+    peer.close_and_wait().await;
+    assert!(pcm(&files(&app, &recording(&app, "ana").await)) == sent[..bytes], "nothing is lost by it");
+}
+
+#[tokio::test]
 async fn f11_a_file_that_may_not_grow_is_followed_by_the_next_and_nobody_dies() {
     // More than one append may hold.
     const LIMIT: usize = 5_000_000;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::{TIME, audio_dir, ended_rows, interrupted_wav, killed_while_writing};
@@ -173,7 +174,7 @@ async fn d2_d4_a_start_that_is_killed_at_any_step_of_its_repair_is_made_good_by_
 async fn a_file_that_was_sealed_before_its_row_ended_is_not_touched_and_says_how_it_ended() {
     let dir = killed_while_writing(&[(name(0), interrupted_wav(4_000, 4_000, 0)), (name(1), interrupted_wav(8_000, 0, 0))]).await;
     let path = audio_dir(dir.path()).join("room").join(name(0));
-    let told = serde_json::json!({
+    let told = json!({
         "version": 1, "file": name(0), "segmentId": "s0000", "meetingId": "room", "roomName": "room", "participant": "ana", "trackSid": "TR_0",
         "format": "wav", "sampleRate": 48_000, "channels": 2, "width": null, "height": null, "frames": 1_000, "bytes": 4_000,
         "startedAt": "2026-11-20T10:53:12.345Z", "endedAt": "2026-11-20T10:53:13Z", "sessionOffsetMs": 250, "driftPpm": 1.5,
@@ -197,4 +198,18 @@ async fn a_file_that_was_sealed_before_its_row_ended_is_not_touched_and_says_how
     let left = app.get_json("/api/v1/recordings/r0001").await;
     assert!(left["endedAt"].is_null() && left["segments"][0]["endReason"].is_null(), "{left}");
     assert!(app.log().contains("is being written by another process"), "{}", app.log());
+    let health = app.request("GET", "/health", &[], b"").await.json();
+    assert_eq!(
+        (&health["status"], &health["reasons"][0]),
+        (&json!("degraded"), &json!("recordings: 1 files of an earlier run cannot be repaired yet; the log says why"))
+    );
+    assert_eq!(app.metric("live_meeting_unrepaired_files").await, 1.0);
+    // It is tried again until it can be repaired.
+    drop(other);
+    let ended = async || Some(app.get_json("/api/v1/recordings/r0001").await).filter(|recording| recording["endedAt"].is_string());
+    let segment = app.eventually("its row ends", ended).await["segments"][0].clone();
+    assert_eq!((&segment["endReason"], &segment["frames"], &segment["recovered"]), (&json!("crashed"), &json!(2_000), &json!(true)), "{segment}");
+    let healthy = async || (app.request("GET", "/health", &[], b"").await.json()["status"] == "healthy").then_some(());
+    app.eventually("it is healthy", healthy).await;
+    assert_eq!(app.metric("live_meeting_unrepaired_files").await, 0.0);
 }
