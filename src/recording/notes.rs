@@ -40,13 +40,9 @@ struct Line {
     first: u64,
 }
 
-/// The notes of one open file. The lines are on the disk as soon as its audio.
-#[derive(Debug)]
-pub struct Notes {
-    syncer: Syncer,
-    written: Option<Written>,
-    told: Known,
-}
+/// The notes of one open file. Most have none.
+#[derive(Debug, Default)]
+pub struct Notes(Option<Box<Written>>);
 
 #[derive(Debug)]
 struct Written {
@@ -54,22 +50,20 @@ struct Written {
     watched: Watched,
     /// Of whole lines.
     bytes: u64,
+    told: Known,
 }
 
 impl Notes {
-    pub fn new(syncer: Syncer) -> Self {
-        Self { syncer, written: None, told: Known::default() }
-    }
-
-    /// Tells what is new of the file of this name.
+    /// Tells what is new of the file of this name. It is on the disk as soon as the file's audio.
     ///
     /// # Errors
     /// What the file system says; then it is told with what comes next.
-    pub fn tell(&mut self, directory: &Directory, file: &str, known: Known) -> io::Result<()> {
-        let Some(line) = line(&self.told, &known) else { return Ok(()) };
-        let written = match &mut self.written {
+    pub fn tell(&mut self, syncer: &Syncer, directory: &Directory, file: &str, known: Known) -> io::Result<()> {
+        let nothing = Known::default();
+        let Some(line) = line(self.0.as_ref().map_or(&nothing, |written| &written.told), &known) else { return Ok(()) };
+        let written = match &mut self.0 {
             Some(written) => written,
-            none => none.insert(Written::begin(directory, file, &self.syncer)?),
+            none => none.insert(Box::new(Written::begin(syncer, directory, file)?)),
         };
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
@@ -77,16 +71,16 @@ impl Notes {
         written.file.write_all_at(&text, written.bytes)?;
         written.bytes += u64::try_from(text.len()).unwrap_or(u64::MAX);
         written.watched.note_written();
-        self.told = known;
+        written.told = known;
         Ok(())
     }
 }
 
 impl Written {
-    fn begin(directory: &Directory, file: &str, syncer: &Syncer) -> io::Result<Self> {
+    fn begin(syncer: &Syncer, directory: &Directory, file: &str) -> io::Result<Self> {
         let file = Arc::new(directory.create_over(&name_of(file))?);
         let watched = syncer.watch(Arc::clone(&file))?;
-        Ok(Self { file, watched, bytes: 0 })
+        Ok(Self { file, watched, bytes: 0, told: Known::default() })
     }
 }
 
@@ -202,10 +196,10 @@ mod tests {
         fn d4_what_was_told_last_is_read_back_whatever_came_before_and_wherever_the_last_line_was_torn(all in proptest::collection::vec(knowledge(), 1..6)) {
             let dir = tempfile::tempdir().expect("a directory");
             let (directory, media) = (meeting(&dir), dir.path().join("RM_1/x.wav"));
-            let mut notes = Notes::new(Syncer::start().expect("threads"));
+            let (mut notes, syncer) = (Notes::default(), Syncer::start().expect("threads"));
             let (mut before, mut length) = (Known::default(), 0);
             for known in all {
-                notes.tell(&directory, "x.wav", known.clone()).expect("told");
+                notes.tell(&syncer, &directory, "x.wav", known.clone()).expect("told");
                 prop_assert_eq!(read(&media), known.clone());
                 let path = dir.path().join("RM_1/.x.wav.notes");
                 let text = std::fs::read(&path).unwrap_or_default();

@@ -104,7 +104,7 @@ impl SegmentFile {
             file_bytes: 0,
             is_untidy: false,
             moved: None,
-            notes: Notes::new(syncer.clone()),
+            notes: Notes::default(),
             syncer: syncer.clone(),
         };
         segment.relative = place.keep(segment.append(first), time, |time| name.file(time))?;
@@ -225,7 +225,7 @@ impl SegmentFile {
     /// Tells beside the file what it does not show. What cannot be told now is told with what comes next.
     pub fn tell(&mut self, known: Known) {
         let name = file_name(&self.relative);
-        if let Err(error) = self.notes.tell(&self.directory, &name, known) {
+        if let Err(error) = self.notes.tell(&self.syncer, &self.directory, &name, known) {
             log::debug!("what is known of a file waits to be noted path={:?} error={error}", self.relative);
         }
     }

@@ -67,6 +67,7 @@ pub struct VideoFile {
     /// An append is under way, or left something behind that could not be taken back yet.
     is_untidy: bool,
     notes: Notes,
+    syncer: Syncer,
 }
 
 impl VideoFile {
@@ -93,7 +94,8 @@ impl VideoFile {
             bytes,
             pictures: 0,
             is_untidy: false,
-            notes: Notes::new(syncer.clone()),
+            notes: Notes::default(),
+            syncer: syncer.clone(),
         };
         video.relative = place.keep(video.append(first), time, |time| name.file_of(time, format.container()))?;
         Ok(video)
@@ -121,7 +123,7 @@ impl VideoFile {
     /// Tells beside the file what it does not show. What cannot be told now is told with what comes next.
     pub fn tell(&mut self, known: Known) {
         let name = file_name(&self.relative);
-        if let Err(error) = self.notes.tell(&self.directory, &name, known) {
+        if let Err(error) = self.notes.tell(&self.syncer, &self.directory, &name, known) {
             log::debug!("what is known of a file waits to be noted path={:?} error={error}", self.relative);
         }
     }
