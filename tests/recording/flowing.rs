@@ -95,3 +95,43 @@ async fn d1_streams_that_flow_and_stall_and_come_in_bursts_keep_every_byte_in_it
         assert!(kept == pcm, "sender {sender}: {} of {} bytes, and the first that differs is {differs:?}", kept.len(), pcm.len());
     }
 }
+
+/// LiveKit's egress sends its Close and goes, and waits for nothing: a server that is late finds the end of the connection behind all that it has not read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d1_what_had_come_when_its_sender_closed_and_went_is_kept_however_late_it_is_read() {
+    const TAILS_MS: [usize; 10] = [10, 100, 160, 180, 200, 250, 300, 400, 700, 1_500];
+    const BEFORE_MS: usize = 1_000;
+    let app = TestApp::builder().open().start().await;
+    let addr = app.addr;
+    let speaking = TAILS_MS.iter().zip(0u32..).map(async |(tail, sender)| {
+        let pcm = counter_pcm(48 * (BEFORE_MS + tail), sender << 24 | 1);
+        let path = format!("/egress-audio?roomName=flow&participant=p{sender}&trackId=TR_{sender}");
+        let mut peer = EgressPeer::connect(addr, &path).await.unwrap();
+        peer.send_realtime(&pcm[..192 * BEFORE_MS]).await.unwrap();
+        (peer, pcm)
+    });
+    let spoken = futures_util::future::join_all(speaking).await;
+    app.signal(Signal::STOP);
+    let mut all = Vec::new();
+    for (mut peer, pcm) in spoken {
+        peer.send_pcm(&pcm[192 * BEFORE_MS..]).await.unwrap();
+        peer.close_abruptly_after_close_frame().await.unwrap();
+        all.push(pcm);
+    }
+    app.signal(Signal::CONT);
+    let ended = async || {
+        let recordings = app.items("/api/v1/recordings").await;
+        (recordings.len() == all.len() && recordings.iter().all(|recording| recording["endedAt"].is_string())).then_some(recordings)
+    };
+    let recordings = app.eventually("all have ended", ended).await;
+    let mut wrong = Vec::new();
+    for (sender, (pcm, tail)) in all.iter().zip(TAILS_MS).enumerate() {
+        let recording = recordings.iter().find(|recording| recording["participant"] == format!("p{sender}")).unwrap();
+        let segment = &recording["segments"][0];
+        let kept = read_wav(&app.audio_dir().join(segment["path"].as_str().unwrap())).1;
+        if kept != *pcm || segment["endReason"] != "closed" {
+            wrong.push(format!("a tail of {tail} ms: {} of {} bytes, {}", kept.len(), pcm.len(), segment["endReason"]));
+        }
+    }
+    assert_eq!(wrong, [""; 0]);
+}
