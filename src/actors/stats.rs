@@ -230,7 +230,8 @@ impl TrackStats {
     pub fn note_left_behind(&self, bytes: u64) {
         if bytes > 0 {
             log::error!("a track ended before the disk took all of it, what waited is lost bytes={bytes}");
-            self.note_lost(bytes);
+            self.totals.left_behind(bytes);
+            self.lost_bytes.fetch_add(bytes, Relaxed);
         }
     }
 

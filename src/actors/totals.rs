@@ -45,7 +45,7 @@ impl Totals {
             received_bytes: metrics.counter("received_bytes", "Bytes of audio and video that arrived"),
             recorded_bytes: metrics.counter("recorded_bytes", "Bytes of audio and video in files, holes of audio included"),
             lost_bytes: metrics
-                .counter("lost_bytes", "Bytes of audio and video that found no room in the spool; the length of audio is kept as a hole"),
+                .counter("lost_bytes", "Bytes of audio and video that found no room in the spool, where the length of audio is kept as a hole, or waited when their track ended"),
             writer_restarts: metrics.counter("writer_restarts", "Segments that failed and were followed by another"),
             given_up: metrics.counter("tracks_given_up", "Tracks that were ended because their segments failed again and again"),
             drifting: metrics.counter("tracks_drifting", "Tracks whose sender's clock was found more than 200 ppm off this server's"),
@@ -59,7 +59,12 @@ impl Totals {
         *self.last_loss.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Whether audio was lost in the last 10 s.
+    /// Lost with its track, which says nothing of the spool.
+    pub(super) fn left_behind(&self, bytes: u64) {
+        self.lost_bytes.inc_by(bytes);
+    }
+
+    /// Whether audio was lost in the last 10 s for want of room.
     pub fn is_losing_audio(&self) -> bool {
         let last = *self.last_loss.lock().unwrap_or_else(PoisonError::into_inner);
         last.is_some_and(|last| last.elapsed() < LOSS_IS_RECENT)
