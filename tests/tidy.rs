@@ -124,6 +124,19 @@ fn unfinished_work_and_silenced_lints_are_not_kept() {
 }
 
 #[test]
+fn every_fault_of_the_table_has_the_tests_that_it_names() {
+    let page = std::fs::read_to_string(root().join("docs/testing.md")).unwrap();
+    let table = page.split("## ").find(|part| part.starts_with("Faults")).expect("the table of faults");
+    let is_name = |text: &str| text.contains('_') && text.chars().all(|char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '_');
+    let named: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).flat_map(|line| line.split('`')).filter(|text| is_name(text)).collect();
+    assert!(named.len() > 40, "{named:?}");
+    let all: String = ["src", "tests"].into_iter().flat_map(sources).map(|(_, text)| text).collect();
+    let is_there = |name: &str| [format!("fn {name}("), format!(" {name}: super::")].iter().any(|line| all.contains(line));
+    let missing: Vec<&str> = named.into_iter().filter(|name| !is_there(name)).collect();
+    assert_eq!(missing, [""; 0]);
+}
+
+#[test]
 fn every_dependency_is_listed_with_its_licence() {
     let manifest: toml::Table = std::fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
     let names = |section: &str| manifest[section].as_table().unwrap().keys().cloned().collect::<BTreeSet<String>>();
