@@ -128,7 +128,8 @@ fn every_fault_of_the_table_has_the_tests_that_it_names() {
     let page = std::fs::read_to_string(root().join("docs/testing.md")).unwrap();
     let table = page.split("## ").find(|part| part.starts_with("Faults")).expect("the table of faults");
     let is_name = |text: &str| text.contains('_') && text.chars().all(|char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '_');
-    let named: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).flat_map(|line| line.split('`')).filter(|text| is_name(text)).collect();
+    let named: Vec<&str> =
+        table.lines().filter(|line| line.starts_with("| ")).flat_map(|line| line.split('`')).filter(|text| is_name(text)).collect();
     assert!(named.len() > 40, "{named:?}");
     let all: String = ["src", "tests"].into_iter().flat_map(sources).map(|(_, text)| text).collect();
     let is_there = |name: &str| [format!("fn {name}("), format!(" {name}: super::")].iter().any(|line| all.contains(line));

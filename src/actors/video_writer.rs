@@ -23,7 +23,7 @@ use crate::ids::SegmentId;
 use crate::journal::rows::OpenedSegment;
 use crate::recording::append_pool::AppendPool;
 use crate::recording::fence::Fence;
-use crate::recording::notes::Known;
+use crate::recording::notes::{Known, NoteTaker};
 use crate::recording::path::SegmentName;
 use crate::recording::root::Root;
 use crate::recording::syncer::Syncer;
@@ -84,6 +84,7 @@ pub struct VideoWriterActor {
     /// When the last picture of the file came.
     ended_at: Option<DateTime<Utc>>,
     gaps: Arc<Vec<Gap>>,
+    notes: Option<Box<NoteTaker>>,
 }
 
 enum State {
@@ -97,7 +98,7 @@ enum State {
 
 impl VideoWriterActor {
     pub fn new(params: VideoWriterParams) -> Self {
-        Self { params, state: State::Empty, ended_at: None, gaps: Arc::default() }
+        Self { params, state: State::Empty, ended_at: None, gaps: Arc::default(), notes: None }
     }
 
     /// The gaps of the file once the pieces are in it; `position` is the count of pictures in front of them.
@@ -113,6 +114,17 @@ impl VideoWriterActor {
             }
         }
         gaps
+    }
+
+    /// Has what is known of the open file told beside it.
+    fn note(&mut self) {
+        let State::Open(file) = &self.state else { return };
+        if self.gaps.is_empty() {
+            return;
+        }
+        let known = Known { gaps: Arc::clone(&self.gaps), ..Known::default() };
+        let (pool, syncer) = (&self.params.append_pool, &self.params.syncer);
+        self.notes.get_or_insert_with(|| Box::new(NoteTaker::new(pool.clone(), file.notes(syncer)))).tell(known, false);
     }
 }
 
@@ -155,14 +167,13 @@ impl Handler<AppendVideo> for VideoWriterActor {
         let started_at = oldest.map_or_else(|| self.params.clock.now(), |oldest| oldest.wall);
         let fence = Arc::clone(&msg.fence);
         let gaps = self.gaps_with(&msg.pieces, file.as_ref().map_or(0, |file| file.state().pictures));
-        let known = Known { gaps: Arc::clone(&gaps), ..Known::default() };
         let write = self.params.append_pool.run(move || {
             fail_point::pass("video-queue");
             if !fence.begin() {
                 return (file, Ok(Counts::Nothing));
             }
             fail_point::pass("video-append");
-            let (mut file, outcome) = match file {
+            match file {
                 None => match VideoFile::create(&root, &name, started_at, format, &pictures, &syncer) {
                     Ok(file) if fence.finish() => (Some(file), Ok(Counts::First)),
                     Ok(file) => (None, file.discard().map(|()| Counts::Nothing)),
@@ -172,11 +183,7 @@ impl Handler<AppendVideo> for VideoWriterActor {
                     let outcome = file.append_within(&fence, &pictures).map(|counts| if counts { Counts::More } else { Counts::Nothing });
                     (Some(file), outcome)
                 }
-            };
-            if let (Some(file), Ok(Counts::First | Counts::More)) = (&mut file, &outcome) {
-                file.tell(known);
             }
-            (file, outcome)
         });
         AtomicResponse::new(Box::pin(write.into_actor(self).map(move |joined, this, _| {
             let Ok((file, outcome)) = joined else {
@@ -197,6 +204,7 @@ impl Handler<AppendVideo> for VideoWriterActor {
                 return Err(RecordingError::GivenUp);
             }
             this.gaps = gaps;
+            this.note();
             this.ended_at = msg.pieces.iter().filter_map(VideoPiece::picture).last().map(|last| last.arrival.wall).or(this.ended_at);
             if let Some(oldest) = oldest {
                 this.params.lag.observe(oldest.at.elapsed());

@@ -24,7 +24,7 @@ use crate::ids::SegmentId;
 use crate::journal::rows::OpenedSegment;
 use crate::recording::append_pool::AppendPool;
 use crate::recording::fence::Fence;
-use crate::recording::notes::Known;
+use crate::recording::notes::{Known, NoteTaker};
 use crate::recording::path::SegmentName;
 use crate::recording::root::Root;
 use crate::recording::segment_file::{Piece, Sealed, SegmentFile};
@@ -156,6 +156,7 @@ pub struct WavWriterActor {
     gaps: Arc<Vec<Gap>>,
     /// Frames of silence that the file began with. What is put in front of its audio later belongs to the time before that.
     begins_with: u64,
+    notes: Option<Box<NoteTaker>>,
 }
 
 /// What came of an append.
@@ -178,7 +179,7 @@ enum State {
 
 impl WavWriterActor {
     pub fn new(params: WavWriterParams) -> Self {
-        Self { params, state: State::Empty, gaps: Arc::default(), begins_with: 0 }
+        Self { params, state: State::Empty, gaps: Arc::default(), begins_with: 0, notes: None }
     }
 
     /// The gaps of the file once the pieces are in it; `position` is where they start.
@@ -198,14 +199,22 @@ impl WavWriterActor {
         gaps
     }
 
-    /// What is known of a file with these gaps.
-    fn known(&self, gaps: &Arc<Vec<Gap>>, begins_with: u64) -> Known {
-        Known {
-            gaps: Arc::clone(gaps),
-            put_in_front: leading_silence(gaps).saturating_sub(begins_with),
-            mute_spans: self.params.stats.mutes.in_frames(self.params.stats.format()),
-            first: self.params.taken.earlier(),
+    /// Has what is known of the open file told beside it.
+    fn note(&mut self, nothing_written: bool) {
+        let State::Open(file) = &self.state else { return };
+        let mute_spans = self.params.stats.mutes.in_frames(self.params.stats.format());
+        let known = Known {
+            gaps: Arc::clone(&self.gaps),
+            put_in_front: leading_silence(&self.gaps).saturating_sub(self.begins_with),
+            // Where there are none, it tells nothing.
+            first: if mute_spans.is_empty() { 0 } else { self.params.taken.earlier() },
+            mute_spans,
+        };
+        if self.notes.is_none() && known == Known::default() {
+            return;
         }
+        let (pool, syncer) = (&self.params.append_pool, &self.params.syncer);
+        self.notes.get_or_insert_with(|| Box::new(NoteTaker::new(pool.clone(), file.notes(syncer)))).tell(known, nothing_written);
     }
 }
 
@@ -249,14 +258,13 @@ impl Handler<AppendAudio> for WavWriterActor {
         // What is put in front of the first audio is what the file begins with.
         let held_audio = format.frames(before) > leading_silence(&self.gaps);
         let begins_with = if held_audio { self.begins_with } else { leading_silence(&gaps) };
-        let known = self.known(&gaps, begins_with);
         let write = self.params.append_pool.run(move || {
             fail_point::pass("writer-queue");
             if !fence.begin() {
                 return (file, Ok(Counts::Nothing));
             }
             fail_point::pass("writer-append");
-            let (mut file, outcome) = match file {
+            match file {
                 None => match SegmentFile::create(&root, &name, arrived_at, format, &pieces, &syncer) {
                     Ok(file) if fence.finish() => (Some(file), Ok(Counts::First)),
                     Ok(file) => (None, file.discard().map(|()| Counts::Nothing)),
@@ -266,11 +274,7 @@ impl Handler<AppendAudio> for WavWriterActor {
                     let outcome = file.append_within(&fence, &pieces).map(|counts| if counts { Counts::More } else { Counts::Nothing });
                     (Some(file), outcome)
                 }
-            };
-            if let (Some(file), Ok(Counts::First | Counts::More)) = (&mut file, &outcome) {
-                file.tell(known);
             }
-            (file, outcome)
         });
         AtomicResponse::new(Box::pin(write.into_actor(self).map(move |joined, this, _| {
             let Ok((file, outcome)) = joined else {
@@ -293,6 +297,7 @@ impl Handler<AppendAudio> for WavWriterActor {
             }
             (this.gaps, this.begins_with) = (gaps, begins_with);
             this.params.taken.note(frames_taken(this.params.format.frames(bytes), &this.gaps));
+            this.note(msg.pieces.iter().all(|piece| piece.file_bytes() == 0));
             this.params.lag.observe(msg.arrived.elapsed());
             Ok(Appended { segment_bytes: bytes })
         })))
@@ -326,6 +331,7 @@ impl Handler<CorrectFormat> for WavWriterActor {
                 return Err(RecordingError::WriterLost);
             };
             this.state = State::Open(file);
+            this.note(false);
             outcome.map_err(RecordingError::of)
         })))
     }

@@ -1,20 +1,25 @@
 //! What is known of an open file that the file does not show, as lines of JSON beside it: `.<name>.notes`.
 //!
-//! There is none before there is something to tell, and none once the sidecar tells it. A line comes when its audio is in the file: killed between the two, silence
-//! that was put in is there without its note, and never a note of silence over audio.
+//! There is none before there is something to tell, and none once the sidecar tells it. A line comes when its audio is in the file, and nobody waits for
+//! it: killed between the two, silence that was put in is there without its note, and never a note of silence over audio.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::append_pool::AppendPool;
 use super::root::Directory;
 use super::sidecar::{SidecarGap, no_follow};
 use super::syncer::{Syncer, Watched};
 use crate::audio::gaps::{FrameSpan, Gap, GapReason, MutedFrames, muted_in_file};
+
+/// How often it is told that only more silence is left out.
+const SELDOM: Duration = Duration::from_secs(10);
 
 /// What is to be told.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,9 +45,85 @@ struct Line {
     first: u64,
 }
 
-/// The notes of one open file. Most have none.
+/// Tells of one file what is known, the latest only, in jobs of their own: one that hangs holds up no audio.
+#[derive(Debug)]
+pub struct NoteTaker {
+    pool: AppendPool,
+    desk: Arc<Mutex<Desk>>,
+    asked: Known,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct Desk {
+    notes: Notes,
+    /// What is to be told, or could not be.
+    next: Option<Known>,
+    at_work: bool,
+}
+
+impl NoteTaker {
+    pub fn new(pool: AppendPool, notes: Notes) -> Self {
+        let desk = Arc::new(Mutex::new(Desk { notes, next: None, at_work: false }));
+        Self { pool, desk, asked: Known::default(), since: Instant::now() }
+    }
+
+    /// Of a stretch in which nothing goes to the file, what is left out grows with everything that comes: it is told at times, and with the next audio.
+    pub fn tell(&mut self, known: Known, nothing_written: bool) {
+        let mut desk = lock(&self.desk);
+        let has_failed = desk.next.is_some() && !desk.at_work;
+        let may_wait = nothing_written && self.since.elapsed() < SELDOM && is_only_longer(&self.asked, &known);
+        if !has_failed && (known == self.asked || may_wait) {
+            return;
+        }
+        (self.asked, self.since) = (known.clone(), Instant::now());
+        desk.next = Some(known);
+        if std::mem::replace(&mut desk.at_work, true) {
+            return;
+        }
+        drop(desk);
+        let desk = Arc::clone(&self.desk);
+        drop(self.pool.run(move || work(&desk)));
+    }
+}
+
+/// Tells until there is nothing more.
+fn work(desk: &Mutex<Desk>) {
+    loop {
+        let mut at = lock(desk);
+        let Some(known) = at.next.take() else {
+            at.at_work = false;
+            return;
+        };
+        let mut notes = std::mem::take(&mut at.notes);
+        drop(at);
+        let told = notes.tell(&known);
+        let mut at = lock(desk);
+        at.notes = notes;
+        if let Err(error) = told {
+            log::debug!("what is known of a file waits to be noted file={:?} error={error}", at.notes.file);
+            at.next.get_or_insert(known);
+            at.at_work = false;
+            return;
+        }
+    }
+}
+
+/// Whether only the silence that is left out at the end has become longer.
+fn is_only_longer(told: &Known, known: &Known) -> bool {
+    let (Some((last, before)), Some((now, others))) = (told.gaps.split_last(), known.gaps.split_last()) else { return false };
+    let same_gap = now.reason == GapReason::Muted && (now.reason, now.start_frame) == (last.reason, last.start_frame);
+    same_gap && before == others && told.mute_spans == known.mute_spans && (told.put_in_front, told.first) == (known.put_in_front, known.first)
+}
+
+/// The notes of one open file.
 #[derive(Debug, Default)]
-pub struct Notes(Option<Box<Written>>);
+pub struct Notes {
+    place: Option<(Syncer, Directory)>,
+    file: String,
+    written: Option<Written>,
+    told: Known,
+}
 
 #[derive(Debug)]
 struct Written {
@@ -50,20 +131,24 @@ struct Written {
     watched: Watched,
     /// Of whole lines.
     bytes: u64,
-    told: Known,
 }
 
 impl Notes {
-    /// Tells what is new of the file of this name. It is on the disk as soon as the file's audio.
+    /// Of the file of this name. It is on the disk as soon as the file's audio.
+    pub fn new(syncer: Syncer, directory: Directory, file: String) -> Self {
+        Self { place: Some((syncer, directory)), file, ..Self::default() }
+    }
+
+    /// Tells what is new.
     ///
     /// # Errors
     /// What the file system says; then it is told with what comes next.
-    pub fn tell(&mut self, syncer: &Syncer, directory: &Directory, file: &str, known: Known) -> io::Result<()> {
-        let nothing = Known::default();
-        let Some(line) = line(self.0.as_ref().map_or(&nothing, |written| &written.told), &known) else { return Ok(()) };
-        let written = match &mut self.0 {
-            Some(written) => written,
-            none => none.insert(Box::new(Written::begin(syncer, directory, file)?)),
+    fn tell(&mut self, known: &Known) -> io::Result<()> {
+        let Some(line) = line(&self.told, known) else { return Ok(()) };
+        let written = match (&mut self.written, &self.place) {
+            (Some(written), _) => written,
+            (none, Some((syncer, directory))) => none.insert(Written::begin(syncer, directory, &self.file)?),
+            (None, None) => return Ok(()),
         };
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
@@ -71,7 +156,7 @@ impl Notes {
         written.file.write_all_at(&text, written.bytes)?;
         written.bytes += u64::try_from(text.len()).unwrap_or(u64::MAX);
         written.watched.note_written();
-        written.told = known;
+        self.told = known.clone();
         Ok(())
     }
 }
@@ -80,8 +165,12 @@ impl Written {
     fn begin(syncer: &Syncer, directory: &Directory, file: &str) -> io::Result<Self> {
         let file = Arc::new(directory.create_over(&name_of(file))?);
         let watched = syncer.watch(Arc::clone(&file))?;
-        Ok(Self { file, watched, bytes: 0, told: Known::default() })
+        Ok(Self { file, watched, bytes: 0 })
     }
+}
+
+fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
+    desk.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The notes are in the sidecar, which is on the disk.
@@ -89,8 +178,11 @@ pub fn remove(directory: &Directory, file: &str) {
     forget(directory.remove(&name_of(file)), file);
 }
 
-/// The same of a file that only its path tells.
+/// The same of a file that only its path tells. Those that nobody could read are kept.
 pub fn remove_of(media: &Path) {
+    if read(media).is_err() {
+        return;
+    }
     let file = media.file_name().unwrap_or_default().to_string_lossy();
     forget(std::fs::remove_file(media.with_file_name(name_of(&file))), &file);
 }
@@ -104,16 +196,18 @@ fn forget(removed: io::Result<()>, file: &str) {
     }
 }
 
-/// What was noted of a file, as far as it can be read.
-pub fn read(media: &Path) -> Known {
+/// What was noted of a file: nothing of most.
+///
+/// # Errors
+/// What the file system says.
+pub fn read(media: &Path) -> io::Result<Known> {
     let file = media.file_name().unwrap_or_default().to_string_lossy();
     let mut text = Vec::new();
     let opened = no_follow(OpenOptions::new().read(true)).open(media.with_file_name(name_of(&file)));
     match opened.and_then(|mut notes| notes.read_to_end(&mut text)) {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Known::default(),
-        Err(error) => log::error!("what was noted of an interrupted file cannot be read path={media:?} error={error}"),
-    }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Known::default()),
+        read => read?,
+    };
     let (mut known, mut gaps) = (Known::default(), Vec::new());
     // The last one may be torn.
     for line in text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok()) {
@@ -123,7 +217,7 @@ pub fn read(media: &Path) -> Known {
         known.mute_spans.extend(line.mute_spans);
         (known.put_in_front, known.first) = (line.put_in_front, line.first);
     }
-    Known { gaps: Arc::new(gaps), ..known }
+    Ok(Known { gaps: Arc::new(gaps), ..known })
 }
 
 impl Known {
@@ -196,16 +290,16 @@ mod tests {
         fn d4_what_was_told_last_is_read_back_whatever_came_before_and_wherever_the_last_line_was_torn(all in proptest::collection::vec(knowledge(), 1..6)) {
             let dir = tempfile::tempdir().expect("a directory");
             let (directory, media) = (meeting(&dir), dir.path().join("RM_1/x.wav"));
-            let (mut notes, syncer) = (Notes::default(), Syncer::start().expect("threads"));
+            let mut notes = Notes::new(Syncer::start().expect("threads"), directory.clone(), "x.wav".to_owned());
             let (mut before, mut length) = (Known::default(), 0);
             for known in all {
-                notes.tell(&syncer, &directory, "x.wav", known.clone()).expect("told");
-                prop_assert_eq!(read(&media), known.clone());
+                notes.tell(&known).expect("told");
+                prop_assert_eq!(read(&media).expect("read"), known.clone());
                 let path = dir.path().join("RM_1/.x.wav.notes");
                 let text = std::fs::read(&path).unwrap_or_default();
                 for torn in length..text.len().saturating_sub(1) {
                     std::fs::write(&path, &text[..torn]).expect("torn");
-                    prop_assert_eq!(read(&media), before.clone());
+                    prop_assert_eq!(read(&media).expect("read"), before.clone());
                 }
                 if !text.is_empty() {
                     // The same file: the writer goes on in it.

@@ -15,14 +15,15 @@ use std::time::{Duration, SystemTime};
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 
 use self::measured::Measured;
+use super::lock;
+use super::notes::{self, Known};
 use super::root::rename_without_replacing;
 use super::sidecar::{self, Sidecar, no_follow};
-use super::{lock, notes};
 use crate::audio::format::PcmFormat;
 use crate::ids::SegmentId;
 use crate::video::codec::Container;
 
-pub use batch::repair_all;
+pub use batch::{repair_all, repair_each};
 pub use walk::{Adopted, Found, adopt, look};
 
 /// What a power cut may take: a second of audio that waits for its sync, and a sync that takes as long.
@@ -138,11 +139,7 @@ fn mend(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) ->
     if mode == Mode::DryRun {
         return Ok(Mended::Ready(Outcome::Recovered(sidecar)));
     }
-    // One that an earlier repair left says what the file's time says no more: it is not written anew.
-    let draft = match Sidecar::read_draft(path) {
-        Some(same) if same == *sidecar => no_follow(OpenOptions::new().read(true)).open(sidecar::draft_of(path))?,
-        Some(_) | None => sidecar.draft(path)?,
-    };
+    let draft = sidecar.draft(path)?;
     measured.mend(&file)?;
     Ok(Mended::Unsynced(Unsynced { file, draft, sidecar }))
 }
@@ -160,7 +157,11 @@ fn describe(interrupted: &Interrupted, measured: &Measured, modified: SystemTime
     let ended_at = earlier.as_ref().map_or_else(|| DateTime::from(modified), |earlier| earlier.ended_at);
     let started_at = interrupted.started_at.or_else(|| named_time(path));
     let started_at = started_at.unwrap_or_else(|| ended_at - TimeDelta::from_std(measured.length.unwrap_or_default()).unwrap_or_default());
-    let noted = notes::read(path);
+    // What cannot be read is left, for somebody to look at.
+    let noted = notes::read(path).unwrap_or_else(|error| {
+        log::error!("what was noted of an interrupted file cannot be read path={path:?} error={error}");
+        Known::default()
+    });
     let (gaps, mute_spans) = noted.in_file(frames, measured.pcm.is_none());
     let in_front = pcm.map(|format| format.duration_of_frames(noted.put_in_front)).unwrap_or_default();
     let begins_at = started_at - TimeDelta::from_std(in_front).unwrap_or_default();

@@ -11,13 +11,14 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use super::fence::Fence;
 use super::finish::Finished;
-use super::notes::{Known, Notes};
+use super::notes::Notes;
 use super::path::SegmentName;
 use super::root::{Directory, Root};
 use super::syncer::{Syncer, Watched};
@@ -28,6 +29,9 @@ use crate::audio::level::is_digital_silence;
 
 /// The unit in which files leave out zeros; the block size of ext4, XFS and others.
 const BLOCK_BYTES: u64 = 4096;
+
+/// How long an append waits for the disk to have what it moves: as long as a power cut may take (D3).
+const MOVED_IS_SYNCED: Duration = Duration::from_secs(1);
 
 /// A stretch of a recording.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,7 +85,6 @@ pub struct SegmentFile {
     is_untidy: bool,
     /// What that append has copied from its place, which may hold something else by now: it ends where the audio does that counts.
     moved: Option<Vec<u8>>,
-    notes: Notes,
     syncer: Syncer,
 }
 
@@ -104,7 +107,6 @@ impl SegmentFile {
             file_bytes: 0,
             is_untidy: false,
             moved: None,
-            notes: Notes::default(),
             syncer: syncer.clone(),
         };
         segment.relative = place.keep(segment.append(first), time, |time| name.file(time))?;
@@ -214,20 +216,17 @@ impl SegmentFile {
         }
         // Last of the audio, for what is emptied here is room that a full disk need not give back.
         if let Some((start, bytes)) = hole {
-            // What is emptied may have been on the disk: first its copy is.
-            self.syncer.sync_watched(&self.watched)?;
+            // What is emptied may have been on the disk: first its copy is, unless the disk keeps no promise anyway.
+            self.syncer.sync_watched(&self.watched, MOVED_IS_SYNCED)?;
             fill_with_zeros(&self.file, start, bytes)?;
         }
         self.file.write_all_at(&wav_header::encode(self.format, end), 0)?;
         Ok(end)
     }
 
-    /// Tells beside the file what it does not show. What cannot be told now is told with what comes next.
-    pub fn tell(&mut self, known: Known) {
-        let name = file_name(&self.relative);
-        if let Err(error) = self.notes.tell(&self.syncer, &self.directory, &name, known) {
-            log::debug!("what is known of a file waits to be noted path={:?} error={error}", self.relative);
-        }
+    /// What it does not show, to be told beside it.
+    pub fn notes(&self, syncer: &Syncer) -> Notes {
+        Notes::new(syncer.clone(), self.directory.clone(), file_name(&self.relative))
     }
 
     /// Whether the disk has said that it lost something of the file.

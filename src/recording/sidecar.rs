@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
@@ -159,8 +159,11 @@ impl Sidecar {
     /// What the file system says.
     pub fn draft(&self, media: &Path) -> io::Result<File> {
         let mut options = OpenOptions::new();
-        let mut file = no_follow(options.write(true).create(true).truncate(true).mode(0o640)).open(draft_of(media))?;
-        file.write_all(&self.text()?)?;
+        let file = no_follow(options.write(true).create(true).truncate(false).mode(0o640)).open(draft_of(media))?;
+        let text = self.text()?;
+        // In place: the same again spoils nothing when it is killed, wants no room on a full disk, and is synced anew where that failed.
+        file.write_all_at(&text, 0)?;
+        file.set_len(u64::try_from(text.len()).unwrap_or(u64::MAX))?;
         Ok(file)
     }
 

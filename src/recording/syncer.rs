@@ -170,12 +170,33 @@ impl Syncer {
         self.ask(file)?.blocking_recv().map_err(|_| stopped())?
     }
 
-    /// The same for a file that is synced each second too: a failure is never taken back.
+    /// The same for a file that is synced each second too, for as long as a thread may wait for it: a disk that takes longer is not waited for.
     ///
     /// # Errors
-    /// What the disk says.
-    pub fn sync_watched(&self, watched: &Watched) -> io::Result<()> {
-        self.sync_now(Arc::clone(&watched.inner.file)).inspect_err(|_| watched.inner.failed.store(true, Ordering::Release))
+    /// What the disk says of this sync, and of those that were under way: then the file is suspect.
+    pub fn sync_watched(&self, watched: &Watched, patience: Duration) -> io::Result<()> {
+        let (until, was_suspect) = (Instant::now() + patience, watched.has_failed());
+        let mut asked = self.ask(Arc::clone(&watched.inner.file))?;
+        let mut outcome = None;
+        let mut state = self.shared.lock();
+        let begun = state.begun;
+        loop {
+            if let Ok(told) = asked.try_recv() {
+                outcome = Some(told);
+            }
+            let is_over = outcome.is_some() && !state.under_way.iter().any(|sync| sync.number <= begun && sync.reaches(&watched.inner));
+            let left = until.saturating_duration_since(Instant::now());
+            if is_over || left.is_zero() {
+                break;
+            }
+            state = self.shared.over.wait_timeout(state, left).map_or_else(|error| error.into_inner().0, |(state, _)| state);
+        }
+        drop(state);
+        if let Some(Err(error)) = outcome {
+            watched.inner.failed.store(true, Ordering::Release);
+            return Err(error);
+        }
+        if watched.has_failed() && !was_suspect { Err(io::Error::other("a sync of the file failed meanwhile")) } else { Ok(()) }
     }
 
     /// The same for files that are waited for together, each with its own answer.

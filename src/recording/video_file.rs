@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 use super::fence::Fence;
 use super::finish::Finished;
 use super::ivf::{self, Walked};
-use super::notes::{Known, Notes};
+use super::notes::Notes;
 use super::path::SegmentName;
 use super::root::{Directory, Root};
 use super::syncer::{Syncer, Watched};
@@ -66,8 +66,6 @@ pub struct VideoFile {
     pictures: u64,
     /// An append is under way, or left something behind that could not be taken back yet.
     is_untidy: bool,
-    notes: Notes,
-    syncer: Syncer,
 }
 
 impl VideoFile {
@@ -94,8 +92,6 @@ impl VideoFile {
             bytes,
             pictures: 0,
             is_untidy: false,
-            notes: Notes::default(),
-            syncer: syncer.clone(),
         };
         video.relative = place.keep(video.append(first), time, |time| name.file_of(time, format.container()))?;
         Ok(video)
@@ -120,12 +116,9 @@ impl VideoFile {
         self.started_at
     }
 
-    /// Tells beside the file what it does not show. What cannot be told now is told with what comes next.
-    pub fn tell(&mut self, known: Known) {
-        let name = file_name(&self.relative);
-        if let Err(error) = self.notes.tell(&self.syncer, &self.directory, &name, known) {
-            log::debug!("what is known of a file waits to be noted path={:?} error={error}", self.relative);
-        }
+    /// What it does not show, to be told beside it.
+    pub fn notes(&self, syncer: &Syncer) -> Notes {
+        Notes::new(syncer.clone(), self.directory.clone(), file_name(&self.relative))
     }
 
     /// Whether the disk has said that it lost something of the file.

@@ -160,7 +160,10 @@ impl Worker {
         let is_suspect = row.seal.as_ref().is_some_and(|seal| seal.suspect);
         let sidecar = match Sidecar::read_in(&directory, name)? {
             // Killed before the row had it.
-            Some(Sidecar { sha256: Some(sha256), .. }) => return Ok(Some(sha256)),
+            Some(Sidecar { sha256: Some(sha256), .. }) => {
+                notes::remove(&directory, name);
+                return Ok(Some(sha256));
+            }
             // A repair may not have known what the row does.
             Some(sidecar) => Sidecar { suspect: sidecar.suspect || is_suspect, ..sidecar },
             None => by_row(row, shelf.media)?,

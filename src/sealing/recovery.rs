@@ -20,17 +20,18 @@ use crate::db::rows::{ClosedSegment, EndReason};
 use crate::db::{DbError, Store};
 use crate::ids::{RecordingId, SegmentId};
 use crate::recording::path::below;
-use crate::recording::repair::{Adopted, Found, Interrupted, Mode, Outcome, adopt, look, repair_all};
+use crate::recording::repair::{Adopted, Found, Interrupted, Mode, Outcome, adopt, look, repair_all, repair_each};
 use crate::video::codec::Container;
 
 /// Rows that one transaction ends: few commits, none of them long.
 const ROWS_AT_ONCE: usize = 250;
 
-/// How often what cannot be repaired at the start is tried again.
+/// How soon what cannot be repaired at the start is tried again. Each time it takes twice as long as before, for it reads whole files.
 const RETRY: Duration = Duration::from_secs(5);
+const SLOWEST_RETRY: Duration = Duration::from_secs(300);
 
 /// What an earlier run left open on one shelf.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Leftovers {
     shelf: Shelf,
     rows: Vec<SegmentInContext>,
@@ -40,6 +41,24 @@ pub struct Leftovers {
 
 /// Files that wait for their repair, as health and the metrics tell.
 pub type Unrepaired = Arc<AtomicU64>;
+
+/// When files are repaired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// As quickly as can be, and why one is left is told.
+    AtStart,
+    /// Beside the work.
+    Later,
+}
+
+impl When {
+    fn level(self) -> log::Level {
+        match self {
+            Self::AtStart => log::Level::Error,
+            Self::Later => log::Level::Debug,
+        }
+    }
+}
 
 /// Seals the files that an earlier run of this server left open, ends their rows, and seals those of which the database never heard. Returns those that
 /// another process writes, or that the disk does not let be repaired now.
@@ -51,39 +70,40 @@ pub async fn recover(store: &Store, shelves: &[Shelf]) -> Result<Vec<Leftovers>,
     for shelf in shelves {
         let rows = store.interrupted_segments(shelf.format).await?;
         let files = files_without_rows(store, shelf, &rows).await?;
-        left.push(Leftovers { shelf: shelf.clone(), rows, files }.repair(store, log::Level::Error).await?);
+        left.push(Leftovers { shelf: shelf.clone(), rows, files }.repair(store, When::AtStart).await?);
     }
-    let recordings: Vec<RecordingId> = store.open_recordings().await?.into_iter().map(RecordingId::new).collect();
-    for recordings in recordings.chunks(ROWS_AT_ONCE) {
-        store.close_crashed_recordings(recordings.to_vec()).await?;
-    }
+    close_recordings(store, store.open_recordings().await?).await?;
     left.retain(|left| left.count() > 0);
     Ok(left)
 }
 
 /// Tries again until nothing is left.
 pub async fn keep_trying(store: Store, mut left: Vec<Leftovers>, unrepaired: Unrepaired) {
+    let mut wait = RETRY;
     loop {
         unrepaired.store(left.iter().map(Leftovers::count).sum(), Relaxed);
         if left.is_empty() {
             return;
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(wait).await;
+        wait = SLOWEST_RETRY.min(2 * wait);
         for leftovers in &mut left {
-            let tried = leftovers.again().repair(&store, log::Level::Debug).await;
-            let recordings: HashSet<String> = leftovers.rows.iter().map(|row| row.segment.recording_id.clone()).collect();
-            let ended = async || store.close_crashed_recordings(recordings.into_iter().map(RecordingId::new).collect()).await;
-            match tried {
-                // The rows of segments end for good at the first time, so what comes behind them may be done twice.
-                Ok(still) => match ended().await {
-                    Ok(()) => *leftovers = still,
-                    Err(error) => log::debug!("the recordings of an earlier run end later error={error}"),
-                },
-                Err(error) => log::debug!("what an earlier run left open is tried again error={error}"),
+            match leftovers.clone().repair(&store, When::Later).await {
+                Ok(still) => *leftovers = still,
+                // A file that is sealed by now is found so, and its row ends then.
+                Err(error) => log::error!("the rows of an earlier run end later error={error}"),
             }
         }
         left.retain(|left| left.count() > 0);
     }
+}
+
+async fn close_recordings(store: &Store, recordings: impl IntoIterator<Item = String>) -> Result<(), DbError> {
+    let recordings: Vec<RecordingId> = recordings.into_iter().map(RecordingId::new).collect();
+    for recordings in recordings.chunks(ROWS_AT_ONCE) {
+        store.close_crashed_recordings(recordings.to_vec()).await?;
+    }
+    Ok(())
 }
 
 impl Leftovers {
@@ -91,12 +111,8 @@ impl Leftovers {
         u64::try_from(self.rows.len() + self.files.len()).unwrap_or(u64::MAX)
     }
 
-    fn again(&self) -> Self {
-        Self { shelf: self.shelf.clone(), rows: self.rows.clone(), files: self.files.clone() }
-    }
-
-    /// Returns what is still left; why goes to the log at this level.
-    async fn repair(mut self, store: &Store, level: log::Level) -> Result<Self, DbError> {
+    /// Returns what is still left.
+    async fn repair(mut self, store: &Store, when: When) -> Result<Self, DbError> {
         let started = Instant::now();
         if self.count() == 0 {
             return Ok(self);
@@ -104,22 +120,31 @@ impl Leftovers {
         let rows_files = self.rows.iter().map(|row| interrupted(row, self.shelf.root.path()));
         let files: Vec<Interrupted> = rows_files.chain(self.files.iter().cloned().map(Interrupted::file)).collect();
         let (files, outcomes) = tokio::task::spawn_blocking(move || {
-            let outcomes = repair_all(&files, Mode::Repair, || {});
+            let outcomes = match when {
+                When::AtStart => repair_all(&files, Mode::Repair, || {}),
+                When::Later => repair_each(&files),
+            };
             (files, outcomes)
         })
         .await?;
         let mut outcomes = outcomes.into_iter().zip(files);
-        let mut ended = Vec::new();
+        let (mut ended, mut recordings) = (Vec::new(), HashSet::new());
         let rows = std::mem::take(&mut self.rows);
         for (row, (outcome, file)) in rows.into_iter().zip(outcomes.by_ref()) {
-            match closed(&row, outcome, &file.path, level) {
-                Some(closed) => ended.push(closed),
+            match closed(&row, outcome, &file.path, when.level()) {
+                Some(closed) => {
+                    ended.push(closed);
+                    recordings.insert(row.segment.recording_id);
+                }
                 None => self.rows.push(row),
             }
         }
-        self.files = outcomes.filter_map(|(outcome, file)| is_left(outcome, &file.path, level).then_some(file.path)).collect();
+        self.files = outcomes.filter_map(|(outcome, file)| is_left(outcome, &file.path, when.level()).then_some(file.path)).collect();
         for rows in ended.chunks(ROWS_AT_ONCE) {
             store.close_segments(rows.to_vec()).await?;
+        }
+        if when == When::Later {
+            close_recordings(store, recordings).await?;
         }
         if !ended.is_empty() {
             log::warn!("closed the segments that an earlier run left open segments={} took_ms={}", ended.len(), started.elapsed().as_millis());

@@ -1,5 +1,7 @@
 //! A disk that refuses writes, and limits of the system (D6, F11).
 
+use std::time::Duration;
+
 use super::{STEREO_FRAME, all_recorded, connect, eager, files, metric, pcm, reasons, recording};
 use crate::support::egress_peer::counter_pcm;
 use crate::support::faults::{Strace, frames_for_players};
@@ -91,22 +93,37 @@ async fn d3_a_sync_that_does_not_come_back_is_told_of_and_costs_nothing() {
     let app = eager().start().await;
     let sent = counter_pcm(48_000 * 60, 1);
     let mut peer = connect(&app, "ana").await;
-    let (first, rest) = sent.split_at(38_400);
-    peer.send_pcm(first).await.unwrap();
-    app.eventually("there is a file", async || (app.wav_files().len() == 1).then_some(())).await;
-    let Some(hanging) = Strace::inject(&app, Some("fdatasync"), "delay_enter=3600000000:when=1", Some(&app.wav_file())) else { return };
+    let (first, rest) = sent.split_at(384_000);
+    peer.send_realtime(first).await.unwrap();
+    let Some(hanging) = Strace::inject(&app, Some("fdatasync,fsync"), "delay_enter=3600000000", Some(&app.wav_file())) else { return };
     let mut rest = rest.chunks(19_200);
+    // A pause that is filled where audio has come since: what moves is not on the disk by then.
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let is_told = async || reasons(&app).await.iter().any(|reason| reason.starts_with("disk: a sync has waited for "));
-    while !is_told().await {
+    let is_filled = async || app.live("ana").await.is_some_and(|live| live["filledFrames"].as_u64() > Some(0));
+    while !is_told().await || !is_filled().await {
         peer.send_realtime(rest.next().expect("told within a minute")).await.unwrap();
     }
     assert!(metric(&app, "live_meeting_sync_oldest_seconds").await > 5.0);
+    let goes_on = async || {
+        let live = app.live("ana").await?;
+        let [bytes, recorded, filled] = ["bytes", "recordedBytes", "filledFrames"].map(|count| live[count].as_u64().expect("a count") as usize);
+        (filled > 0 && recorded == bytes + filled * STEREO_FRAME).then_some(())
+    };
+    app.eventually("recording goes on", goes_on).await;
     drop(hanging);
     app.eventually("it comes back", async || (!is_told().await).then_some(())).await;
     peer.send_pcm(rest.next().expect("more")).await.unwrap();
     let bytes = peer.sent().audio_bytes;
     peer.close_and_wait().await;
-    assert!(pcm(&files(&app, &recording(&app, "ana").await)) == sent[..bytes], "nothing is lost by it");
+    let recording = recording(&app, "ana").await;
+    let mut kept = pcm(&files(&app, &recording));
+    for gap in recording["segments"][0]["gaps"].as_array().unwrap().iter().rev() {
+        assert_eq!(gap["reason"], "missing", "{gap}");
+        let [start, frames] = ["startFrame", "frames"].map(|key| gap[key].as_u64().unwrap() as usize * STEREO_FRAME);
+        assert!(kept.drain(start..start + frames).all(|byte| byte == 0));
+    }
+    assert!(kept == sent[..bytes], "nothing is lost by it");
 }
 
 #[tokio::test]

@@ -115,6 +115,12 @@ async fn pauses_and_mutes(segment_duration: &str, end: End) {
                 (filled > 0 && recorded == sent + filled * FRAME_BYTES).then_some(())
             };
             app.eventually("all of it is written", filled_and_written).await;
+            let noted = async || {
+                let last = app.wav_files().pop()?;
+                let notes = std::fs::read_to_string(last.with_file_name(format!(".{}.notes", last.file_name()?.to_str()?))).ok()?;
+                notes.lines().last().filter(|line| line.contains(r#""muteSpans":[["#) && !line.contains("null")).map(drop)
+            };
+            app.eventually("what is known is noted", noted).await;
             app.kill().await.restart().await
         }
     };

@@ -81,6 +81,7 @@ async fn d6_pictures_that_the_disk_has_not_taken_when_the_server_ends_are_told_o
     app.logged("no space is left for recordings").await;
     let written = app.live("ana").await.expect("live")["recordedBytes"].as_u64().unwrap();
     let all: u64 = sent.iter().map(|message| message.len() as u64).sum();
+    app.eventually("all of it has come", async || app.live("ana").await.filter(|live| live["bytes"] == all)).await;
     let ending = tokio::spawn(peer.expect_close());
     let (status, _, stopped) = app.terminate().await;
     assert_eq!(status.code(), Some(0), "{}", stopped.log);

@@ -12,6 +12,15 @@ const THREADS: usize = 16;
 
 /// Repairs files, and tells what became of each, in their order. `done` is called after each.
 pub fn repair_all(files: &[Interrupted], mode: Mode, done: impl Fn() + Sync) -> Vec<io::Result<Outcome>> {
+    repair_by(THREADS, files, mode, done)
+}
+
+/// The same one after the other, beside other work.
+pub fn repair_each(files: &[Interrupted]) -> Vec<io::Result<Outcome>> {
+    repair_by(1, files, Mode::Repair, || {})
+}
+
+fn repair_by(threads: usize, files: &[Interrupted], mode: Mode, done: impl Fn() + Sync) -> Vec<io::Result<Outcome>> {
     let booted_at = booted_at();
     let next = AtomicUsize::new(0);
     let work = || {
@@ -28,7 +37,7 @@ pub fn repair_all(files: &[Interrupted], mode: Mode, done: impl Fn() + Sync) -> 
         outcomes
     };
     let mut outcomes = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS.min(files.len())).map(|_| scope.spawn(work)).collect();
+        let threads: Vec<_> = (0..threads.min(files.len())).map(|_| scope.spawn(work)).collect();
         threads.into_iter().flat_map(|thread| thread.join().expect("panics are caught")).collect::<Vec<_>>()
     });
     outcomes.sort_unstable_by_key(|(number, _)| *number);
