@@ -314,6 +314,30 @@ mod tests {
     }
 
     #[test]
+    fn silence_that_is_left_out_for_hours_is_told_with_the_next_audio() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (directory, media) = (meeting(&dir), dir.path().join("RM_1/x.wav"));
+        let notes = Notes::new(Syncer::start().expect("threads"), directory, "x.wav".to_owned());
+        let mut taker = NoteTaker::new(AppendPool::start().expect("threads"), notes);
+        let left_out = |frames| Known { gaps: Arc::new(vec![gap(5, frames, GapReason::Muted)]), ..Known::default() };
+        let is_told = |known: &Known| {
+            let until = Instant::now() + Duration::from_secs(4);
+            while read(&media).expect("read") != *known && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            read(&media).expect("read") == *known
+        };
+        for frames in 1..1_000 {
+            taker.tell(left_out(frames), true);
+        }
+        assert!(is_told(&left_out(1)));
+        taker.tell(left_out(1_000), false);
+        assert!(is_told(&left_out(1_000)));
+        let lines = std::fs::read_to_string(dir.path().join("RM_1/.x.wav.notes")).expect("read").lines().count();
+        assert_eq!(lines, 2);
+    }
+
+    #[test]
     fn a_file_has_no_gap_that_it_is_too_short_for() {
         let gaps =
             vec![gap(5, 10, GapReason::Missing), gap(20, 30, GapReason::Muted), gap(25, 10, GapReason::Overload), gap(40, 5, GapReason::Missing)];
