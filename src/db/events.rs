@@ -19,7 +19,13 @@ impl Store {
     /// # Errors
     /// What the same event may not meet later. An event whose effects the database never takes is kept alone, as [`Applied::Failed`].
     pub fn apply_event(&self, arrival: Arrival) -> impl Future<Output = Result<Applied, DbError>> + Send + use<> {
-        self.inner.lanes.apply(arrival, self.host())
+        let applied = self.apply_in_order(vec![arrival]);
+        async move { applied.await.pop().unwrap_or_else(|| Err(DbError::Unreadable("no answer for an event".to_owned()))) }
+    }
+
+    /// The same for several, and of a room, none that follows one which was not taken: it would be written down before what it came after.
+    pub fn apply_in_order(&self, arrivals: Vec<Arrival>) -> impl Future<Output = Vec<Result<Applied, DbError>>> + Send + use<> {
+        self.inner.lanes.apply(arrivals, &self.host)
     }
 
     /// One transaction for all of them, in their order.

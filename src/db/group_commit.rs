@@ -1,11 +1,12 @@
 //! Events that arrive while a transaction is under way share the next one: a commit costs a sync of the disk, whatever is in it.
 //!
 //! SQLite has one writer, so one lane. PostgreSQL has several; a room keeps its lane, so that its events keep their order and no two lanes wait for each
-//! other's rows.
+//! other's rows. What is given to a lane together stays together: where the database does not take an event, none that was behind it is tried before it.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::{Arc, Weak};
 
+use futures_util::future::join_all;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 
@@ -21,7 +22,7 @@ const POSTGRES_LANES: usize = 4;
 
 /// The lanes of one store.
 pub(super) struct Lanes {
-    lanes: Vec<mpsc::UnboundedSender<Waiting>>,
+    lanes: Vec<mpsc::UnboundedSender<Vec<Waiting>>>,
 }
 
 struct Waiting {
@@ -44,28 +45,39 @@ impl Lanes {
         Self { lanes: (0..lanes).map(lane).collect() }
     }
 
-    /// Takes its place at once, so that calls keep their order. As many wait as requests are open, which the HTTP server bounds.
-    pub(super) fn apply(&self, arrival: Arrival, host: Arc<Host>) -> impl Future<Output = Result<Applied, DbError>> + Send + use<> {
-        let room = arrival.event.room.as_ref().map(|room| room.sid.as_str());
-        let hash = BuildHasherDefault::<DefaultHasher>::new().hash_one(room);
-        let lane = usize::try_from(hash).unwrap_or_default().checked_rem(self.lanes.len()).unwrap_or_default();
-        let (answer, applied) = oneshot::channel();
-        let sent = self.lanes.get(lane).is_some_and(|lane| lane.send(Waiting { arrival, host, answer }).is_ok());
-        async move {
-            match (sent, applied.await) {
-                (true, Ok(applied)) => applied,
-                _ => Err(DbError::Connect("the store has stopped".to_owned())),
+    /// They take their places at once, so that calls keep their order. As many wait as requests are open, which the HTTP server bounds, or as the journal
+    /// reads at a time.
+    pub(super) fn apply(&self, arrivals: Vec<Arrival>, host: &Arc<Host>) -> impl Future<Output = Vec<Result<Applied, DbError>>> + Send + use<> {
+        let mut lanes: Vec<Vec<Waiting>> = self.lanes.iter().map(|_| Vec::new()).collect();
+        let mut answers = Vec::with_capacity(arrivals.len());
+        for arrival in arrivals {
+            let hash = BuildHasherDefault::<DefaultHasher>::new().hash_one(sid(&arrival));
+            let lane = usize::try_from(hash).unwrap_or_default().checked_rem(lanes.len()).unwrap_or_default();
+            let (answer, applied) = oneshot::channel();
+            answers.push(applied);
+            if let Some(lane) = lanes.get_mut(lane) {
+                lane.push(Waiting { arrival, host: Arc::clone(host), answer });
             }
+        }
+        for (lane, waiting) in self.lanes.iter().zip(lanes) {
+            if !waiting.is_empty() {
+                // What a lane that has ended does not take is dropped, and so its answer.
+                lane.send(waiting).ok();
+            }
+        }
+        async move {
+            let stopped = |_| Err(DbError::Connect("the store has stopped".to_owned()));
+            join_all(answers).await.into_iter().map(|applied| applied.unwrap_or_else(stopped)).collect()
         }
     }
 }
 
-async fn drive(inner: Weak<Inner>, mut waiting: mpsc::UnboundedReceiver<Waiting>) {
+async fn drive(inner: Weak<Inner>, mut waiting: mpsc::UnboundedReceiver<Vec<Waiting>>) {
     let mut batch = Vec::with_capacity(MAX_BATCH);
     while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
         let Some(inner) = inner.upgrade() else { return };
         // A panic costs those who wait for this transaction their answer, which they ask for again, and the lane goes on.
-        if let Err(error) = tokio::spawn(commit(inner, std::mem::take(&mut batch))).await {
+        if let Err(error) = tokio::spawn(commit(inner, batch.drain(..).flatten().collect())).await {
             log::error!("webhooks were not applied, they are tried again error={error}");
         }
     }
@@ -74,9 +86,23 @@ async fn drive(inner: Weak<Inner>, mut waiting: mpsc::UnboundedReceiver<Waiting>
 async fn commit(inner: Arc<Inner>, mut batch: Vec<Waiting>) {
     fail_point::pass("group-commit");
     // Two servers whose batches hold the same rooms must not wait for each other crosswise. The sort keeps the order within a room.
-    batch.sort_by(|a, b| sid(a).cmp(&sid(b)));
+    batch.sort_by(|a, b| sid(&a.arrival).cmp(&sid(&b.arrival)));
     let Some(host) = batch.first().map(|waiting| Arc::clone(&waiting.host)) else { return };
     let store = Store { inner, host, patience: None };
+    let mut batch = batch.into_iter().peekable();
+    while batch.peek().is_some() {
+        if let Err(error) = together(&store, batch.by_ref().take(MAX_BATCH).collect()).await {
+            // Whatever is left may follow what was not taken.
+            return refuse(batch, &error);
+        }
+    }
+}
+
+/// One transaction.
+///
+/// # Errors
+/// What the same events may not meet later. Those that were not applied have it as their answer.
+async fn together(store: &Store, batch: Vec<Waiting>) -> Result<(), Arc<DbError>> {
     let arrivals: Arc<[Arrival]> = batch.iter().map(|waiting| waiting.arrival.clone()).collect();
     match store.apply_events(arrivals).await {
         Ok(applied) => {
@@ -86,25 +112,38 @@ async fn commit(inner: Arc<Inner>, mut batch: Vec<Waiting>) {
             }
         }
         Err(error) if error.is_retryable() => {
-            // LiveKit repeats each of them.
             let error = Arc::new(error);
-            for waiting in batch {
-                waiting.answer.send(Err(DbError::Shared(Arc::clone(&error)))).ok();
-            }
+            refuse(batch, &error);
+            return Err(error);
         }
         Err(error) => {
             // One of them is at fault: each for itself tells.
             log::warn!("webhooks are applied one by one events={} error={error}", batch.len());
-            for waiting in batch {
-                let applied = alone(&store, waiting.arrival).await;
-                waiting.answer.send(applied).ok();
+            let mut batch = batch.into_iter();
+            while let Some(waiting) = batch.next() {
+                match alone(store, waiting.arrival.clone()).await {
+                    Err(error) if error.is_retryable() => {
+                        let error = Arc::new(error);
+                        refuse(std::iter::once(waiting).chain(batch), &error);
+                        return Err(error);
+                    }
+                    applied => drop(waiting.answer.send(applied)),
+                }
             }
         }
     }
+    Ok(())
 }
 
-fn sid(waiting: &Waiting) -> Option<&str> {
-    waiting.arrival.event.room.as_ref().map(|room| room.sid.as_str())
+/// LiveKit, or the journal, repeats each of them.
+fn refuse(batch: impl IntoIterator<Item = Waiting>, error: &Arc<DbError>) {
+    for waiting in batch {
+        waiting.answer.send(Err(DbError::Shared(Arc::clone(error)))).ok();
+    }
+}
+
+fn sid(arrival: &Arrival) -> Option<&str> {
+    arrival.event.room.as_ref().map(|room| room.sid.as_str())
 }
 
 async fn alone(store: &Store, arrival: Arrival) -> Result<Applied, DbError> {

@@ -235,9 +235,9 @@ impl Replayer {
             return Ok(());
         }
         let mut told = Replayed::default();
-        let applied: Vec<_> = events.iter().map(|(_, arrival)| self.store.apply_event(arrival.clone())).collect();
+        let applied = self.store.apply_in_order(events.iter().map(|(_, arrival)| arrival.clone()).collect()).await;
         let mut halt = None;
-        for ((entry, arrival), applied) in events.into_iter().zip(join_all(applied).await) {
+        for ((entry, arrival), applied) in events.into_iter().zip(applied) {
             match applied {
                 Err(error) if error.is_retryable() => {
                     halt.get_or_insert((Some(entry.from), Halt::Database(error)));

@@ -2,13 +2,13 @@
 
 use chrono::TimeDelta;
 use futures_util::future::join_all;
-use live_meeting::db::Store;
 use live_meeting::db::rows::Page;
 use live_meeting::db::rows::events::{Applied, Arrival, EventFilter, Outcome, StoredBody, TransitionRow};
+use live_meeting::db::{DbError, Store};
 use live_meeting::ids::{EventId, MeetingId, RoomName};
 use live_meeting::session::event::{EventKind, SessionEvent};
 
-use super::engine::TestDatabase;
+use super::engine::{TestDatabase, on_postgres};
 use super::fixtures::{ALL, arrival, at, at_ms, body, deliver, ended, event, participant, started, track};
 
 async fn outcome(store: &Store, id: &EventId) -> (i32, String, Option<String>) {
@@ -63,6 +63,32 @@ pub async fn events_of_many_rooms_at_the_same_time_are_each_applied_once_and_in_
         let subjects: Vec<String> = steps[1..].iter().map(|step| step.subject.clone().expect("a participant")).collect();
         assert_eq!(subjects, (0..EVENTS).map(|number| format!("PA_{number:02}")).collect::<Vec<_>>(), "room {room}");
     }
+}
+
+/// On PostgreSQL, whose transactions end for reasons of their own.
+#[actix_rt::test]
+async fn w6_an_event_that_the_database_did_not_take_is_not_overtaken_by_what_follows_it() {
+    const REFUSE_ONCE: &str = "CREATE SEQUENCE asked;
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('asked') = 1 THEN RAISE EXCEPTION 'ended by a test' USING ERRCODE = '40P01'; END IF;
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER refuse AFTER INSERT ON webhook_events FOR EACH STATEMENT EXECUTE FUNCTION refuse();";
+    on_postgres(async |db| {
+        let store = db.store().await;
+        db.execute(REFUSE_ONCE).await.unwrap();
+        // More than go into one transaction, of which the first is refused.
+        let told: Vec<Arrival> = (0..100).map(|number| arrival(joined("RM_1", &format!("PA_{number:02}"), 0))).collect();
+        let answers = store.apply_in_order(told.clone()).await;
+        assert!(answers.iter().all(|answer| answer.as_ref().is_err_and(DbError::is_retryable)), "{answers:?}");
+        assert_eq!(db.count("webhook_events").await, 0);
+        for answer in store.apply_in_order(told).await {
+            assert!(matches!(answer, Ok(Applied::Kept(Some(_)))), "{answer:?}");
+        }
+        let subjects: Vec<String> = steps(&store, "RM_1").await.into_iter().filter_map(|step| step.subject).collect();
+        assert_eq!(subjects, (0..100).map(|number| format!("PA_{number:02}")).collect::<Vec<_>>());
+    })
+    .await;
 }
 
 pub async fn an_event_that_cannot_be_applied_is_kept_as_failed_and_takes_no_other_with_it(db: &TestDatabase) {
