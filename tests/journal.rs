@@ -1,5 +1,7 @@
-//! With the database away, what comes goes to the journal, and from there to the database when it is back.
+//! With the database away, what comes goes to the journal, and from there to the database when it is back. So it does where PostgreSQL is there and does not take
+//! it: lets nobody in, ends the transaction, or does not say whether it has committed.
 
+mod cut_off;
 pub mod databases;
 mod door;
 mod killed;
@@ -24,8 +26,12 @@ const REPLAYED: Duration = Duration::from_secs(4 * 30);
 const ANSWERED: Duration = Duration::from_secs(4 * 2);
 
 fn builder(database: &Database) -> Builder {
+    builder_at(&database.url)
+}
+
+fn builder_at(database_url: &str) -> Builder {
     // An unoptimised build takes about a second to authenticate a connection to PostgreSQL.
-    TestApp::builder().open().env("DATABASE_URL", &database.url).env("LIVE_MEETING__DATABASE__CONNECTIONS", "4")
+    TestApp::builder().open().env("DATABASE_URL", database_url).env("LIVE_MEETING__DATABASE__CONNECTIONS", "4")
 }
 
 /// A server that may not get as far as to listen.
@@ -67,6 +73,12 @@ async fn replayed(app: &TestApp) {
         }
     };
     tokio::time::timeout(REPLAYED, healthy).await.unwrap_or_else(|_| panic!("the journal is not replayed:\n{}", app.log()));
+}
+
+/// Nothing was lost or refused for good, and nobody has to do anything.
+#[track_caller]
+fn assert_no_errors(app: &TestApp) {
+    assert!(!app.log().contains(" ERROR "), "{}", app.log());
 }
 
 /// What `/health` says of the journal.

@@ -9,7 +9,7 @@ use super::{Starting, builder, replayed, waiting};
 use crate::support::test_app::{TestApp, complete};
 
 /// A meeting from its beginning to its end, in the room's life `sid`: its events with their ids.
-fn meeting(sid: &str) -> Vec<Value> {
+pub fn meeting(sid: &str) -> Vec<Value> {
     let ana = json!({"sid": format!("PA_{sid}"), "identity": "ana", "name": "Ana"});
     let short = json!({"sid": format!("PA_{sid}"), "identity": "ana"});
     let track = json!({"sid": format!("TR_{sid}"), "source": "MICROPHONE", "name": "mic", "mimeType": "audio/opus"});
@@ -31,7 +31,7 @@ fn meeting(sid: &str) -> Vec<Value> {
 }
 
 /// All that the API tells of meetings, without what differs from one server to the next.
-async fn told(app: &TestApp, meetings: &[&str]) -> Vec<Value> {
+pub async fn told(app: &TestApp, meetings: &[&str]) -> Vec<Value> {
     let mut told = Vec::new();
     for meeting in meetings {
         told.push(app.get_json(&format!("/api/v1/sessions/{meeting}")).await);
@@ -54,7 +54,7 @@ fn forget_ids(value: &mut Value) {
     }
 }
 
-async fn deliver(app: &TestApp, events: &[Value]) {
+pub async fn deliver(app: &TestApp, events: &[Value]) {
     for event in events {
         let answer = app.webhook(event.clone()).await;
         assert_eq!(answer.status, 204, "{event}: {answer:?}\n{}", app.log());

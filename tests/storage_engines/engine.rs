@@ -67,7 +67,8 @@ fn with_database(url: &str, name: &str) -> String {
     format!("{scheme}://{authority}/{name}{parameters}")
 }
 
-async fn connect(url: &str) -> Client {
+/// A connection around the store.
+pub async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("PostgreSQL answers");
     // It ends with its client, or with its database.
     tokio::spawn(connection.map(drop));

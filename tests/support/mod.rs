@@ -7,6 +7,7 @@ pub mod faults;
 pub mod http;
 pub mod livekit_proxy;
 pub mod machine;
+pub mod postgres_proxy;
 pub mod speaker;
 pub mod strace;
 pub mod test_app;
