@@ -1,6 +1,7 @@
 //! With the database away, what comes goes to the journal, and from there to the database when it is back. So it does where PostgreSQL is there and does not take
 //! it: lets nobody in, ends the transaction, or does not say whether it has committed.
 
+mod crowded;
 mod cut_off;
 pub mod databases;
 mod door;

@@ -64,6 +64,21 @@ impl Database {
         Some(Self { engine: Engine::Postgres { cluster, fault, stopped: Vec::new() }, url })
     }
 
+    /// Starts a PostgreSQL that may be [`Fault::Killed`] anew, with more settings.
+    pub fn restart_with(&mut self, settings: &str) {
+        if let Engine::Postgres { cluster, .. } = &self.engine {
+            cluster.set(settings);
+        }
+        self.take_away();
+        self.give_back();
+    }
+
+    /// What PostgreSQL has logged.
+    pub fn postgres_log(&self) -> String {
+        let Engine::Postgres { cluster, .. } = &self.engine else { return String::new() };
+        std::fs::read_to_string(cluster.dir.join("server.log")).expect("its log")
+    }
+
     /// Nobody can write any more.
     pub fn take_away(&mut self) {
         match &mut self.engine {
@@ -127,10 +142,15 @@ struct Line {
 impl Cluster {
     /// What it acknowledges is to survive a kill, as it does where it is not told otherwise.
     fn commit_for_good(&self) {
+        self.set("synchronous_commit = on\n");
+        kill_process(self.processes()[0], Signal::HUP).expect("it reads them again");
+    }
+
+    /// Adds to its settings.
+    fn set(&self, more: &str) {
         let path = self.dir.join("data/postgresql.conf");
         let settings = std::fs::read_to_string(&path).expect("its settings");
-        std::fs::write(&path, settings + "synchronous_commit = on\n").expect("written");
-        kill_process(self.processes()[0], Signal::HUP).expect("it reads them again");
+        std::fs::write(&path, settings + more).expect("written");
     }
 
     /// The server and its children, the server first.
