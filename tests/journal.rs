@@ -8,6 +8,7 @@ mod door;
 mod killed;
 mod rows;
 mod starts;
+mod victims;
 mod webhooks;
 
 use std::path::Path;
