@@ -102,16 +102,23 @@ async fn dies_at((from, call, nth): &Boundary) -> (Stopped, bool) {
     }
 }
 
-/// Asserts that the files hold, one behind the other, the beginning of what was sent; and how much.
+/// Silence of less is never put in for a sender that was held up, as `strace` and other work hold up this one.
+const LEAST_HOLE: usize = 24_000;
+
+/// Asserts that the files hold, one behind the other, the beginning of what was sent, and silence where that came late; and how many frames of it.
 #[track_caller]
 fn assert_beginning(files: &[Held], boundary: &Boundary) -> usize {
-    let joined: Vec<u8> = files.iter().flat_map(|file| file.pcm.clone()).collect();
-    assert!(
-        pcm().concat().starts_with(&joined),
-        "{boundary:?}: {:?} are not what was sent",
-        files.iter().map(|file| file.frames).collect::<Vec<_>>()
-    );
-    joined.len()
+    let sent = pcm().concat();
+    let (mut said, mut filled) = (sent.as_chunks::<4>().0.iter().peekable(), 0);
+    for (at, frame) in files.iter().flat_map(|file| file.pcm.as_chunks::<4>().0).enumerate() {
+        if said.next_if_eq(&frame).is_none() {
+            let lengths: Vec<u64> = files.iter().map(|file| file.frames).collect();
+            assert_eq!(*frame, [0; 4], "{boundary:?}: frame {at} of {lengths:?} is not what was sent");
+            filled += 1;
+        }
+    }
+    assert!(filled == 0 || filled >= LEAST_HOLE, "{boundary:?}: {filled} frames of silence are nobody's");
+    sent.len() / 4 - said.len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
