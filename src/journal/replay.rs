@@ -135,7 +135,10 @@ impl Replayer {
                 Ok(()) => break,
                 Err((position, Halt::Database(error))) => {
                     log::debug!("the journal waits for the database again error={error}");
-                    self.note_refusal(position, &error, MAX_STUCK).await;
+                    // Who holds a row for minutes refuses nothing.
+                    if !error.is_outage() {
+                        self.note_refusal(position, &error, MAX_STUCK).await;
+                    }
                     tokio::time::sleep(PROBE_INTERVAL).await;
                 }
                 Err((_, Halt::Disk(error))) => {
