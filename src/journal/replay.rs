@@ -135,10 +135,7 @@ impl Replayer {
                 Ok(()) => break,
                 Err((position, Halt::Database(error))) => {
                     log::debug!("the journal waits for the database again error={error}");
-                    // Who holds a row for minutes refuses nothing.
-                    if !error.is_outage() {
-                        self.note_refusal(position, &error, MAX_STUCK).await;
-                    }
+                    self.note_refusal(position, &error, MAX_STUCK).await;
                     tokio::time::sleep(PROBE_INTERVAL).await;
                 }
                 Err((_, Halt::Disk(error))) => {
@@ -324,7 +321,8 @@ impl Replayer {
 
     /// The database answers, and yet it does not take a record. After so many attempts, and so long, it never will.
     async fn note_refusal(&mut self, position: Option<Position>, error: &DbError, max_stuck: Duration) {
-        let Some(position) = position else { return };
+        // Who holds its rows for minutes refuses nothing.
+        let Some(position) = position.filter(|_| !error.is_outage()) else { return };
         let (since, attempts) = match self.stuck {
             Some((same, since, attempts)) if same == position => (since, attempts + 1),
             Some(_) | None => (Instant::now(), 1),

@@ -79,6 +79,8 @@ async fn w6_a_record_that_is_refused_twenty_times_in_a_minute_is_set_aside() {
     assert_eq!(stage.journal.bad_files().expect("listed"), 0);
     let Some(minute_ago) = Instant::now().checked_sub(MAX_STUCK) else { return };
     replayer.stuck = Some((position, minute_ago, MAX_ATTEMPTS - 1));
+    replayer.note_refusal(Some(position), &DbError::Late(Duration::from_secs(5)), MAX_STUCK).await;
+    assert_eq!(stage.journal.bad_files().expect("listed"), 0, "a lock is no refusal");
     assert_eq!(refused(&mut replayer).await, position);
     replayer.drain().await.expect("nothing is in the way");
     assert_eq!((stage.journal.bad_files().expect("listed"), stage.journal.figures().records), (1, 0));
