@@ -139,8 +139,9 @@ impl Files {
     fn begin_file(&mut self) -> io::Result<File> {
         let number = self.next_number;
         let file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(path(&self.dir, number))?;
-        File::open(&self.dir)?.sync_all()?;
+        // Its name is taken whatever comes: an empty file that stays behind is no part of the journal.
         self.next_number += 1;
+        File::open(&self.dir)?.sync_all()?;
         self.lengths.push_back((number, 0));
         Ok(file)
     }

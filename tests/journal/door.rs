@@ -36,6 +36,21 @@ async fn w2_what_neither_database_nor_journal_takes_is_503_and_is_taken_when_it_
 }
 
 #[tokio::test]
+async fn w6_a_journal_whose_file_could_not_be_begun_begins_another() {
+    let mut database = Database::sqlite();
+    let app = builder(&database).start().await;
+    database.take_away();
+    let dir = app.dir.path().join("storage/journal");
+    let Some(failing) = Strace::inject(&app, Some("fsync"), "error=EIO:when=1", Some(&dir)) else { return };
+    app.webhook(started("RM_1")).await.assert_problem(503, "databaseUnavailable");
+    drop(failing);
+    assert_eq!(app.webhook(started("RM_1")).await.status, 204);
+    database.give_back();
+    replayed(&app).await;
+    assert_eq!(database.texts("SELECT id AS text FROM webhook_events").await, ["EV_RM_1"]);
+}
+
+#[tokio::test]
 async fn w6_a_full_journal_refuses_webhooks_and_takes_them_again_when_the_database_is_back() {
     let mut database = Database::sqlite();
     let app = builder(&database).env("LIVE_MEETING__STORAGE__JOURNAL_MAX", "1MiB").start().await;
