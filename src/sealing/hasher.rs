@@ -97,7 +97,7 @@ struct Worker {
 
 impl Worker {
     async fn run(mut self) {
-        let mut looked = false;
+        let (mut looked, mut tried) = (false, Instant::now());
         while !self.stop.load(Relaxed) {
             let mut hashed = self.pass().await;
             if hashed.is_ok() && !std::mem::replace(&mut looked, true) {
@@ -109,8 +109,11 @@ impl Worker {
             if self.stop.load(Relaxed) {
                 break;
             }
-            if tokio::time::timeout(RETRY, self.store.segments_ended()).await.is_err() {
+            // Woken or not: there may always be somebody who ends.
+            tokio::time::timeout(RETRY.saturating_sub(tried.elapsed()), self.store.segments_ended()).await.ok();
+            if tried.elapsed() >= RETRY {
                 self.failed.clear();
+                tried = Instant::now();
             }
         }
     }

@@ -138,7 +138,7 @@ async fn a_file_that_has_no_hash_yet_gets_it_after_the_next_start() {
     for member in ["muteSpans", "gaps", "sessionOffsetMs", "driftPpm", "sampleRate", "channels", "participant", "trackSid"] {
         assert_eq!(told[member], first[member], "{member}");
     }
-    assert!(!notes.exists(), "the sidecar says all");
+    app.eventually("the notes go, for the sidecar says all", async || (!notes.exists()).then_some(())).await;
     let row_has_it = async || app.items("/api/v1/recordings").await[0]["segments"][0]["sha256"].as_str().map(drop);
     app.eventually("the row has it", row_has_it).await;
     assert!(std::fs::read(&path).unwrap() == before);
