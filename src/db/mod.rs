@@ -9,13 +9,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
 use crate::config::DatabaseUrl;
-use crate::ids::{MeetingId, RecordingId, RoomName, SegmentId, ServerId, TicketId};
+use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, ServerId, TicketId, TrackSid};
 use group_commit::Lanes;
 use rows::{
     Admission, ClosedSegment, Host, MeasurementRow, NewMeasurement, NewRecording, NewSegment, OpenedRecording, Page, ParticipantRow, RecordingRow,
@@ -282,6 +283,11 @@ impl Store {
     /// What must be known before a connection is let in.
     pub async fn admit(&self, room: RoomName, meeting: Option<MeetingId>, ticket: Option<TicketId>) -> Result<Admission, DbError> {
         run!(self, reader, recordings::admit(&room, meeting.as_ref(), ticket.as_ref()))
+    }
+
+    /// Whether a track is being recorded, or was until this time.
+    pub async fn is_recorded(&self, room: RoomName, participant: Option<Identity>, track: TrackSid, since: DateTime<Utc>) -> Result<bool, DbError> {
+        run!(self, reader, recordings::is_recorded(&room, participant.as_ref(), &track, since))
     }
 
     /// Finds the recording that a connection continues, or starts one.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::Doors;
 use super::error::{ApiError, ErrorCode};
@@ -18,6 +18,8 @@ use crate::ticket::TicketKind;
 
 /// How long the upgrade waits for the database: LiveKit holds 2 s of audio before it drops some (`docs/FACTS.md`, egress socket).
 const ADMISSION_DEADLINE: Duration = Duration::from_millis(100);
+/// How long ago a track may have been recorded that goes on: an egress that is lost is replaced within a minute, if LiveKit has room for it.
+const JUST_NOW: TimeDelta = TimeDelta::minutes(5);
 
 /// A ticket's id, and the time after which it is worth nothing anyway.
 pub type Spendable = (TicketId, DateTime<Utc>);
@@ -51,9 +53,11 @@ pub async fn admit(query: &IngestQuery, ticket: Option<TicketId>, doors: &Doors)
     Ok((query.meeting.clone().or(active).unwrap_or_else(|| MeetingId::new(query.room.as_str())), session_started_at))
 }
 
-/// Whether a recording can be begun in the directory of this name.
-pub async fn storage_is_ready(name: &str, storage: &Storage) -> Result<(), ApiError> {
-    if let Some(space) = storage.disk().space().filter(|space| space.is_low()) {
+/// Whether a recording can be begun, or gone on with, in the directory of this name.
+pub async fn storage_is_ready(name: &str, storage: &Storage, query: &IngestQuery, doors: &Doors) -> Result<(), ApiError> {
+    if let Some(space) = storage.disk().space().filter(|space| space.is_low())
+        && !goes_on(query, doors).await
+    {
         return Err(ApiError::new(ErrorCode::StorageLow, format!("no new recording is begun: {space}")));
     }
     if let Some(problem) = storage.look().await.problem {
@@ -61,6 +65,13 @@ pub async fn storage_is_ready(name: &str, storage: &Storage) -> Result<(), ApiEr
         return Err(ApiError::new(ErrorCode::StorageUnavailable, "recordings cannot be written now"));
     }
     Ok(())
+}
+
+/// Whether the track was being recorded until just now: that is no new recording. Without the database's word it is one.
+async fn goes_on(query: &IngestQuery, doors: &Doors) -> bool {
+    let Some(track) = query.track.clone() else { return false };
+    let going_on = doors.tracks.store.is_recorded(query.room.clone(), query.participant.clone(), track, Utc::now() - JUST_NOW);
+    matches!(tokio::time::timeout(ADMISSION_DEADLINE, going_on).await, Ok(Ok(true)))
 }
 
 /// Lets the connection in, if nothing speaks against it.

@@ -63,7 +63,7 @@ async fn open(request: HttpRequest, payload: web::Payload, peer: &str, doors: we
     let (format, from_livekit) = (query.format(content_type), is_livekit(content_type));
 
     let (meeting, session_started_at) = admit(&query, ticket.as_ref().map(|(id, _)| id.clone()), &doors).await?;
-    storage_is_ready("audio", &doors.storage).await?;
+    storage_is_ready("audio", &doors.storage, &query, &doors).await?;
     let identity = TrackIdentity { meeting, room: query.room, participant: query.participant, track: query.track, session_started_at };
     let stats = TrackStats::new(format, Arc::clone(&doors.tracks.totals));
     let stats = Arc::new(match query.mix {

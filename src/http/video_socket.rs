@@ -64,7 +64,7 @@ async fn open(request: HttpRequest, payload: web::Payload, peer: &str, doors: we
     let codec = query.codec.ok_or_else(|| ApiError::new(ErrorCode::InvalidRequest, CODEC_IS_REQUIRED))?;
     let mut response = handshake(&request)?;
     let (meeting, session_started_at) = admit(&query, ticket.as_ref().map(|(id, _)| id.clone()), &doors).await?;
-    storage_is_ready("video", &doors.video_storage).await?;
+    storage_is_ready("video", &doors.video_storage, &query, &doors).await?;
     let identity = TrackIdentity { meeting, room: query.room, participant: query.participant, track: query.track, session_started_at };
     let stats = Arc::new(TrackStats::of_video(codec, Arc::clone(&doors.tracks.totals)));
     let connection = reserve(&identity, ticket.as_ref(), &stats, peer, &doors).await?;

@@ -183,7 +183,13 @@ async fn d6_below_min_free_new_recordings_are_refused_and_those_that_run_go_on()
     assert_eq!(metric(&app, "live_meeting_refused_connections_total{reason=\"storageLow\"}").await, 3.0);
     let free = metric(&app, "live_meeting_disk_free_bytes").await;
     assert!(free < metric(&app, "live_meeting_disk_min_free_bytes").await && free > 0.0, "{free}");
-    running.send_pcm(&sent[MIB..]).await.unwrap();
+    running.send_pcm(&sent[MIB..][..MIB / 2]).await.unwrap();
+    all_recorded(&app, "ana").await;
+    // A track whose connection is lost goes on: that is no new recording.
+    running.vanish().await;
+    app.eventually("it is gone", async || app.live("ana").await.is_none().then_some(())).await;
+    let mut running = connect(&app, "ana").await;
+    running.send_pcm(&sent[3 * MIB / 2..]).await.unwrap();
     all_recorded(&app, "ana").await;
 
     drop(ballast);

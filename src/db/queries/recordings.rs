@@ -1,6 +1,6 @@
 //! Recordings and tracks, and how they find the session they belong to.
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::RunQueryDsl;
@@ -43,6 +43,28 @@ pub async fn admit(
         session_started_at,
         ticket_spent,
     })
+}
+
+/// Whether a track has a recording that goes on, or ended after `since`.
+pub async fn is_recorded(
+    connection: &mut Connection,
+    room: &RoomName,
+    participant: Option<&Identity>,
+    track: &TrackSid,
+    since: DateTime<Utc>,
+) -> Result<bool, DbError> {
+    let lately = recordings::ended_at.is_null().or(recordings::ended_at.gt(since.naive_utc()).assume_not_null());
+    let mut same = recordings::table
+        .filter(recordings::room_name.eq(room.as_str()))
+        .filter(recordings::track_sid.eq(track.as_str()))
+        .filter(lately)
+        .select(recordings::id)
+        .into_boxed::<Backend>();
+    same = match participant {
+        Some(participant) => same.filter(recordings::participant.eq(participant.as_str())),
+        None => same.filter(recordings::participant.is_null()),
+    };
+    Ok(same.first::<String>(connection).await.optional()?.is_some())
 }
 
 /// A connection of a known track continues that track's recording in the meeting; one that names no track starts its own.
