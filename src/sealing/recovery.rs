@@ -156,8 +156,8 @@ impl Leftovers {
 fn interrupted(row: &SegmentInContext, directory: &Path) -> Interrupted {
     let segment = &row.segment;
     Interrupted {
-        // A path that leaves the directory is none: there is no such file.
-        path: below(directory, &segment.path).unwrap_or_default(),
+        // A path that leaves the directory, by itself or by a link, is none: there is no such file.
+        path: below(directory, &segment.path).filter(|path| leads_straight(directory, path)).unwrap_or_default(),
         segment_id: Some(SegmentId::new(segment.id.clone())),
         meeting_id: Some(row.meeting_id.clone()),
         room_name: Some(row.room_name.clone()),
@@ -168,6 +168,13 @@ fn interrupted(row: &SegmentInContext, directory: &Path) -> Interrupted {
         session_started_at: row.session_started_at.map(|time| time.and_utc()),
         end_reason: None,
     }
+}
+
+/// Whether no directory between these is a link. What is found by looking is found without.
+fn leads_straight(directory: &Path, path: &Path) -> bool {
+    let (Some(parent), Ok(root)) = (path.parent(), directory.canonicalize()) else { return false };
+    let Ok(beneath) = parent.strip_prefix(directory) else { return false };
+    parent.canonicalize().map_or(true, |real| real == root.join(beneath))
 }
 
 fn format_of(row: &SegmentInContext) -> Option<PcmFormat> {
