@@ -27,6 +27,7 @@ pub struct Unnamed {
 pub struct Place {
     pub directory: Directory,
     name: String,
+    syncer: Syncer,
 }
 
 impl Unnamed {
@@ -41,7 +42,7 @@ impl Unnamed {
     fn held_by(hold: impl Fn(&File) -> io::Result<bool>, root: &Root, directory: &Path, syncer: &Syncer) -> io::Result<Self> {
         let directory = root.make_directory(directory)?;
         for _ in 0..TRIES {
-            let place = Place { directory: directory.clone(), name: format!(".{}.new", crate::ids::new_row_id()) };
+            let place = Place { directory: directory.clone(), name: format!(".{}.new", crate::ids::new_row_id()), syncer: syncer.clone() };
             let file = directory.create_new(&place.name)?;
             // A repair leaves it alone from here on. One that was quicker would think the next day that nobody writes it.
             let watched = hold(&file).and_then(|is_held| {
@@ -71,6 +72,9 @@ impl Place {
         let named = written.and_then(|()| self.give_name(time, name));
         if named.is_err() {
             self.clear();
+        } else {
+            // With what it holds, the name is on the disk within a second. Nobody waits for it; a failure is counted and told by who syncs.
+            drop(self.syncer.sync(self.directory.handle()));
         }
         named
     }
