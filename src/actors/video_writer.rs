@@ -119,10 +119,10 @@ impl VideoWriterActor {
     /// Has what is known of the open file told beside it.
     fn note(&mut self) {
         let State::Open(file) = &self.state else { return };
-        if self.gaps.is_empty() {
+        let known = Known { gaps: Arc::clone(&self.gaps), suspect: file.is_suspect(), ..Known::default() };
+        if self.notes.is_none() && known == Known::default() {
             return;
         }
-        let known = Known { gaps: Arc::clone(&self.gaps), ..Known::default() };
         let (pool, syncer) = (&self.params.append_pool, &self.params.syncer);
         self.notes.get_or_insert_with(|| Box::new(NoteTaker::new(pool.clone(), file.notes(syncer)))).tell(known, false);
     }
@@ -154,6 +154,7 @@ impl Handler<AppendVideo> for VideoWriterActor {
             State::Empty => None,
             State::Open(file) if file.is_suspect() && !self.params.stays_suspect.load(Relaxed) => {
                 self.state = State::Open(file);
+                self.note();
                 return at_once(Err(RecordingError::Suspect));
             }
             State::Open(file) => Some(file),

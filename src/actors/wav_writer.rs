@@ -209,6 +209,7 @@ impl WavWriterActor {
             // Where there are none, it tells nothing.
             first: if mute_spans.is_empty() { 0 } else { self.params.taken.earlier() },
             mute_spans,
+            suspect: file.is_suspect(),
         };
         if self.notes.is_none() && known == Known::default() {
             return;
@@ -242,6 +243,8 @@ impl Handler<AppendAudio> for WavWriterActor {
             State::Empty => None,
             State::Open(file) if file.is_suspect() && !self.params.stays_suspect.load(Relaxed) => {
                 self.state = State::Open(file);
+                // Killed before its sidecar says it, the disk would tell nobody again.
+                self.note(false);
                 return AtomicResponse::new(Box::pin(async { Err(RecordingError::Suspect) }.into_actor(self)));
             }
             State::Open(file) => Some(file),

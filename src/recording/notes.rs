@@ -31,6 +31,8 @@ pub struct Known {
     pub mute_spans: Vec<FrameSpan>,
     /// Which frame of the connection is the file's first.
     pub first: u64,
+    /// A sync of the file has failed.
+    pub suspect: bool,
 }
 
 /// What changed: so many of the earlier ones stand, and these follow.
@@ -43,6 +45,7 @@ struct Line {
     kept_mute_spans: usize,
     mute_spans: Vec<FrameSpan>,
     first: u64,
+    suspect: bool,
 }
 
 /// Tells of one file what is known, the latest only, in jobs of their own: one that hangs holds up no audio.
@@ -113,7 +116,10 @@ fn work(desk: &Mutex<Desk>) {
 fn is_only_longer(told: &Known, known: &Known) -> bool {
     let (Some((last, before)), Some((now, others))) = (told.gaps.split_last(), known.gaps.split_last()) else { return false };
     let same_gap = now.reason == GapReason::Muted && (now.reason, now.start_frame) == (last.reason, last.start_frame);
-    same_gap && before == others && told.mute_spans == known.mute_spans && (told.put_in_front, told.first) == (known.put_in_front, known.first)
+    same_gap
+        && before == others
+        && told.mute_spans == known.mute_spans
+        && (told.put_in_front, told.first, told.suspect) == (known.put_in_front, known.first, known.suspect)
 }
 
 /// The notes of one open file.
@@ -216,6 +222,7 @@ pub fn read(media: &Path) -> io::Result<Known> {
         known.mute_spans.truncate(line.kept_mute_spans);
         known.mute_spans.extend(line.mute_spans);
         (known.put_in_front, known.first) = (line.put_in_front, line.first);
+        known.suspect |= line.suspect;
     }
     Ok(Known { gaps: Arc::new(gaps), ..known })
 }
@@ -249,6 +256,7 @@ fn line(told: &Known, known: &Known) -> Option<Line> {
         kept_mute_spans,
         mute_spans: known.mute_spans.get(kept_mute_spans..).unwrap_or_default().to_vec(),
         first: known.first,
+        suspect: known.suspect,
     })
 }
 
@@ -261,7 +269,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::audio::format::PcmFormat;
+    use crate::recording::repair::{Interrupted, Outcome, repair};
     use crate::recording::root::Root;
+    use crate::recording::wav_header;
 
     fn gap(start_frame: u64, frames: u64, reason: GapReason) -> Gap {
         Gap { start_frame, frames, reason }
@@ -280,6 +291,7 @@ mod tests {
             put_in_front,
             mute_spans,
             first,
+            suspect: false,
         })
     }
 
@@ -335,6 +347,21 @@ mod tests {
         assert!(is_told(&left_out(1_000)));
         let lines = std::fs::read_to_string(dir.path().join("RM_1/.x.wav.notes")).expect("read").lines().count();
         assert_eq!(lines, 2);
+    }
+
+    #[test]
+    fn d4_d5_a_repair_knows_what_was_noted_and_its_sidecar_takes_the_notes_place() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (directory, media) = (meeting(&dir), dir.path().join("RM_1/x.wav"));
+        let audio = [wav_header::encode(PcmFormat::LIVEKIT, 0).to_vec(), vec![1; 400]].concat();
+        std::fs::write(&media, audio).expect("written");
+        let known = Known { gaps: Arc::new(vec![gap(40, 30, GapReason::Missing)]), mute_spans: vec![(30, None)], suspect: true, ..Known::default() };
+        Notes::new(Syncer::start().expect("threads"), directory, "x.wav".to_owned()).tell(&known).expect("told");
+        let Ok(Outcome::Recovered(sidecar)) = repair(&Interrupted::file(media.clone())) else { panic!("it is repaired") };
+        assert!(sidecar.suspect && sidecar.recovered);
+        assert_eq!(sidecar.gaps, [SidecarGap { start_frame: 40, frames: 30, reason: "missing".to_owned() }]);
+        assert_eq!(sidecar.mute_spans, [MutedFrames { start_frame: 30, frames: 70 }]);
+        assert!(!media.with_file_name(".x.wav.notes").exists());
     }
 
     #[test]

@@ -148,8 +148,13 @@ fn describe(interrupted: &Interrupted, measured: &Measured, modified: SystemTime
     let path = &interrupted.path;
     let (frames, pcm, size) = (measured.frames, measured.pcm, measured.dimensions);
     let draft = Sidecar::read_draft(path);
+    // What cannot be read is left, for somebody to look at.
+    let noted = notes::read(path).unwrap_or_else(|error| {
+        log::error!("what was noted of an interrupted file cannot be read path={path:?} error={error}");
+        Known::default()
+    });
     // What the writer, or a repair, was told of once is told to nobody else.
-    let suspect = draft.as_ref().is_some_and(|draft| draft.suspect);
+    let suspect = noted.suspect || draft.as_ref().is_some_and(|draft| draft.suspect);
     // An earlier repair that was killed may have written to the file: what it had found out counts.
     let earlier = draft.filter(|earlier| earlier.recovered && earlier.frames == frames);
     let survived = booted_at.is_some_and(|booted_at| modified >= booted_at);
@@ -157,11 +162,6 @@ fn describe(interrupted: &Interrupted, measured: &Measured, modified: SystemTime
     let ended_at = earlier.as_ref().map_or_else(|| DateTime::from(modified), |earlier| earlier.ended_at);
     let started_at = interrupted.started_at.or_else(|| named_time(path));
     let started_at = started_at.unwrap_or_else(|| ended_at - TimeDelta::from_std(measured.length.unwrap_or_default()).unwrap_or_default());
-    // What cannot be read is left, for somebody to look at.
-    let noted = notes::read(path).unwrap_or_else(|error| {
-        log::error!("what was noted of an interrupted file cannot be read path={path:?} error={error}");
-        Known::default()
-    });
     let (gaps, mute_spans) = noted.in_file(frames, measured.pcm.is_none());
     let in_front = pcm.map(|format| format.duration_of_frames(noted.put_in_front)).unwrap_or_default();
     let begins_at = started_at - TimeDelta::from_std(in_front).unwrap_or_default();

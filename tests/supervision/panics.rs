@@ -117,6 +117,24 @@ async fn d5_syncs_that_keep_failing_end_no_track_and_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_a_sync_that_failed_is_not_forgotten_when_the_server_is_killed() {
+    let app = failing("syncer-sync=panic").start().await;
+    let speaker = speak(&app, 0, 36_000).await;
+    // The seventh file goes on, whatever becomes of its syncs; its writer knows of them.
+    let noted = async || {
+        let last = app.wav_files().into_iter().nth(6)?;
+        let notes = last.with_file_name(format!(".{}.notes", last.file_name()?.to_str()?));
+        std::fs::read_to_string(notes).ok()?.contains(r#""suspect":true"#).then_some(())
+    };
+    app.eventually("it is noted", noted).await;
+    let stopped = app.kill().await;
+    speaker.abort();
+    let app = failing("syncer-sync=off").dir(&stopped.dir).start().await;
+    let rows = recorded(&app).await.remove(&0).expect("its recording").rows;
+    assert!(rows.len() == 7 && rows.iter().all(|row| row["suspect"] == true), "{rows:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i8_a_file_whose_hashing_panics_does_not_keep_others_from_theirs() {
     let app = failing("hasher-file=1*panic->off").start().await;
     let spoken = twenty_speak(&app).await;
