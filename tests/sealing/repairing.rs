@@ -213,3 +213,19 @@ async fn a_file_that_was_sealed_before_its_row_ended_is_not_touched_and_says_how
     app.eventually("it is healthy", healthy).await;
     assert_eq!(app.metric("live_meeting_unrepaired_files").await, 0.0);
 }
+
+#[tokio::test]
+async fn s3_a_file_behind_a_directory_that_became_a_link_is_not_touched() {
+    let dir = killed_while_writing(&[(name(0), interrupted_wav(4_000, 0, 3))]).await;
+    let (room, elsewhere) = (audio_dir(dir.path()).join("room"), tempfile::tempdir().unwrap());
+    let moved = elsewhere.path().join("room");
+    std::fs::create_dir(&moved).unwrap();
+    let file = moved.join(name(0));
+    std::fs::copy(room.join(name(0)), &file).unwrap();
+    std::fs::remove_dir_all(&room).unwrap();
+    std::os::unix::fs::symlink(&moved, &room).unwrap();
+    let before = std::fs::read(&file).unwrap();
+    let app = TestApp::builder().open().dir(&dir).start().await;
+    assert!(std::fs::read(&file).unwrap() == before && sidecar(&file).is_none());
+    assert!(app.log().contains("has no file that could be repaired"), "{}", app.log());
+}
