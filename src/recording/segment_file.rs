@@ -110,6 +110,7 @@ impl SegmentFile {
             syncer: syncer.clone(),
         };
         segment.relative = place.keep(segment.append(first), time, |time| name.file(time))?;
+        syncer.sync_name(&segment.watched, segment.directory.handle());
         Ok(segment)
     }
 

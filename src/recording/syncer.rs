@@ -121,6 +121,8 @@ struct Job {
 #[derive(Debug)]
 enum Done {
     Watched(Arc<Inner>),
+    /// The directory that this file has just got its name in.
+    Named(Arc<Inner>),
     Asked(oneshot::Sender<io::Result<()>>),
 }
 
@@ -203,6 +205,13 @@ impl Syncer {
     pub fn sync_together(&self, files: Vec<Arc<File>>) -> Vec<io::Result<()>> {
         let asked: Vec<_> = files.into_iter().map(|file| self.ask(file)).collect();
         asked.into_iter().map(|asked| asked?.blocking_recv().map_err(|_| stopped())?).collect()
+    }
+
+    /// Hands the name that a file has just got in its directory to the disk. Nobody waits for it; where it fails, the file is suspect.
+    pub fn sync_name(&self, watched: &Watched, directory: Arc<File>) {
+        let (device, done) = (watched.inner.device, Done::Named(Arc::clone(&watched.inner)));
+        self.shared.lock().jobs.push_back(Job { file: directory, device, since: Instant::now(), whole: true, done });
+        self.shared.work.notify_one();
     }
 
     /// Waits for the syncs of the file that are under way. The system tells of a loss once: if one of these is told, whoever asks beside it hears that all
@@ -399,6 +408,11 @@ impl Job {
                     watched.failed.store(true, Ordering::Release);
                 }
                 watched.queued.store(false, Ordering::Release);
+            }
+            Done::Named(watched) => {
+                if outcome.is_err() {
+                    watched.failed.store(true, Ordering::Release);
+                }
             }
             Done::Asked(asked) => {
                 let told = outcome.as_ref().copied().map_err(|error| io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(5)));

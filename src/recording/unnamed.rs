@@ -27,7 +27,6 @@ pub struct Unnamed {
 pub struct Place {
     pub directory: Directory,
     name: String,
-    syncer: Syncer,
 }
 
 impl Unnamed {
@@ -42,7 +41,7 @@ impl Unnamed {
     fn held_by(hold: impl Fn(&File) -> io::Result<bool>, root: &Root, directory: &Path, syncer: &Syncer) -> io::Result<Self> {
         let directory = root.make_directory(directory)?;
         for _ in 0..TRIES {
-            let place = Place { directory: directory.clone(), name: format!(".{}.new", crate::ids::new_row_id()), syncer: syncer.clone() };
+            let place = Place { directory: directory.clone(), name: format!(".{}.new", crate::ids::new_row_id()) };
             let file = directory.create_new(&place.name)?;
             // A repair leaves it alone from here on. One that was quicker would think the next day that nobody writes it.
             let watched = hold(&file).and_then(|is_held| {
@@ -72,9 +71,6 @@ impl Place {
         let named = written.and_then(|()| self.give_name(time, name));
         if named.is_err() {
             self.clear();
-        } else {
-            // With what it holds, the name is on the disk within a second. Nobody waits for it; a failure is counted and told by who syncs.
-            drop(self.syncer.sync(self.directory.handle()));
         }
         named
     }

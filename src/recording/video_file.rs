@@ -94,6 +94,7 @@ impl VideoFile {
             is_untidy: false,
         };
         video.relative = place.keep(video.append(first), time, |time| name.file_of(time, format.container()))?;
+        syncer.sync_name(&video.watched, video.directory.handle());
         Ok(video)
     }
 
