@@ -121,8 +121,8 @@ struct Job {
 #[derive(Debug)]
 enum Done {
     Watched(Arc<Inner>),
-    /// The directory that this file has just got its name in.
-    Named(Arc<Inner>),
+    /// The directory that this file has just got its name in. It holds nobody's file open.
+    Named(Weak<Inner>),
     Asked(oneshot::Sender<io::Result<()>>),
 }
 
@@ -209,7 +209,7 @@ impl Syncer {
 
     /// Hands the name that a file has just got in its directory to the disk. Nobody waits for it; where it fails, the file is suspect.
     pub fn sync_name(&self, watched: &Watched, directory: Arc<File>) {
-        let (device, done) = (watched.inner.device, Done::Named(Arc::clone(&watched.inner)));
+        let (device, done) = (watched.inner.device, Done::Named(Arc::downgrade(&watched.inner)));
         self.shared.lock().jobs.push_back(Job { file: directory, device, since: Instant::now(), whole: true, done });
         self.shared.work.notify_one();
     }
@@ -410,7 +410,9 @@ impl Job {
                 watched.queued.store(false, Ordering::Release);
             }
             Done::Named(watched) => {
-                if outcome.is_err() {
+                if outcome.is_err()
+                    && let Some(watched) = watched.upgrade()
+                {
                     watched.failed.store(true, Ordering::Release);
                 }
             }
