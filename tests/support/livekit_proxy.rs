@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 
+use super::clients::serve_each;
 use super::http::{Response, parse_response};
 
 const WEBHOOKS: &str = "/livekit/webhook";
@@ -49,7 +49,8 @@ impl LiveKitProxy {
     pub async fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let proxy = Self { addr: listener.local_addr().expect("an address"), shared: Arc::default() };
-        tokio::spawn(proxy.clone().serve(listener));
+        let own = proxy.clone();
+        tokio::spawn(serve_each(listener, move |client| own.clone().connection(client)));
         proxy
     }
 
@@ -73,15 +74,6 @@ impl LiveKitProxy {
         let shared = self.shared.lock().unwrap();
         let told = shared.passed.iter().filter(|passed| passed.path == WEBHOOKS);
         told.map(|passed| (serde_json::from_slice(&passed.body).expect("LiveKit speaks JSON"), passed.answer.status)).collect()
-    }
-
-    async fn serve(self, listener: TcpListener) {
-        let mut connections = JoinSet::new();
-        loop {
-            let (client, _) = listener.accept().await.expect("the listener lives");
-            connections.spawn(self.clone().connection(client));
-            while connections.try_join_next().is_some() {}
-        }
     }
 
     /// One request after the other, each on a connection of its own behind the proxy. A side that goes takes the other with it.

@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub mod clients;
 pub mod egress_peer;
 pub mod fake_hume;
 pub mod fake_livekit;

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+
+use super::clients::serve_each;
 
 /// How PostgreSQL ends an answer, outside of a transaction.
 const READY: &[u8] = b"Z\0\0\0\x05I";
@@ -33,7 +34,8 @@ impl PostgresProxy {
     pub async fn start(database_url: &str) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let proxy = Self { addr: listener.local_addr().expect("an address"), behind: authority(database_url).into(), orders: Arc::default() };
-        tokio::spawn(proxy.clone().serve(listener));
+        let own = proxy.clone();
+        tokio::spawn(serve_each(listener, move |client| own.clone().connection(client)));
         proxy
     }
 
@@ -50,15 +52,6 @@ impl PostgresProxy {
     /// What was ordered and has not come to pass.
     pub fn left(&self) -> Vec<(Cut, String)> {
         self.orders.lock().unwrap().clone()
-    }
-
-    async fn serve(self, listener: TcpListener) {
-        let mut connections = JoinSet::new();
-        loop {
-            let (client, _) = listener.accept().await.expect("the listener lives");
-            connections.spawn(self.clone().connection(client));
-            while connections.try_join_next().is_some() {}
-        }
     }
 
     /// A side that goes takes the other with it.

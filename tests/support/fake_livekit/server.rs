@@ -7,9 +7,9 @@ use std::sync::Arc;
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 
 use super::{Shared, twirp};
+use crate::support::clients::serve_each;
 
 /// The longest head or body that is waited for.
 const MAX_BYTES: usize = 1 << 20;
@@ -57,13 +57,11 @@ pub fn listen(port: u16) -> TcpListener {
 
 /// Accepts until it is aborted, and its connections end with it.
 pub async fn serve(shared: Arc<Shared>, listener: TcpListener) {
-    let mut connections = JoinSet::new();
-    loop {
-        let (stream, _) = listener.accept().await.expect("the listener lives");
+    let connection = move |stream: TcpStream| {
         stream.set_nodelay(true).ok();
-        connections.spawn(connection(Arc::clone(&shared), stream));
-        while connections.try_join_next().is_some() {}
-    }
+        connection(Arc::clone(&shared), stream)
+    };
+    serve_each(listener, connection).await;
 }
 
 async fn connection(shared: Arc<Shared>, mut stream: TcpStream) {
