@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::append_pool::AppendPool;
 use super::root::Directory;
-use super::sidecar::{SidecarGap, no_follow};
+use super::sidecar::{Sidecar, SidecarGap, no_follow};
 use super::syncer::{Syncer, Watched};
 use crate::audio::gaps::{FrameSpan, Gap, GapReason, MutedFrames, muted_in_file};
 
@@ -59,54 +59,49 @@ pub struct NoteTaker {
 
 #[derive(Debug)]
 struct Desk {
-    notes: Notes,
+    /// None while somebody writes them.
+    notes: Option<Notes>,
     /// What is to be told, or could not be.
     next: Option<Known>,
-    at_work: bool,
 }
 
 impl NoteTaker {
     pub fn new(pool: AppendPool, notes: Notes) -> Self {
-        let desk = Arc::new(Mutex::new(Desk { notes, next: None, at_work: false }));
+        let desk = Arc::new(Mutex::new(Desk { notes: Some(notes), next: None }));
         Self { pool, desk, asked: Known::default(), since: Instant::now() }
     }
 
     /// Of a stretch in which nothing goes to the file, what is left out grows with everything that comes: it is told at times, and with the next audio.
     pub fn tell(&mut self, known: Known, nothing_written: bool) {
         let mut desk = lock(&self.desk);
-        let has_failed = desk.next.is_some() && !desk.at_work;
+        let has_failed = desk.next.is_some() && desk.notes.is_some();
         let may_wait = nothing_written && self.since.elapsed() < SELDOM && is_only_longer(&self.asked, &known);
         if !has_failed && (known == self.asked || may_wait) {
             return;
         }
         (self.asked, self.since) = (known.clone(), Instant::now());
         desk.next = Some(known);
-        if std::mem::replace(&mut desk.at_work, true) {
-            return;
-        }
+        let Some(notes) = desk.notes.take() else { return };
         drop(desk);
         let desk = Arc::clone(&self.desk);
-        drop(self.pool.run(move || work(&desk)));
+        drop(self.pool.run(move || work(&desk, notes)));
     }
 }
 
 /// Tells until there is nothing more.
-fn work(desk: &Mutex<Desk>) {
+fn work(desk: &Mutex<Desk>, mut notes: Notes) {
     loop {
         let mut at = lock(desk);
         let Some(known) = at.next.take() else {
-            at.at_work = false;
+            at.notes = Some(notes);
             return;
         };
-        let mut notes = std::mem::take(&mut at.notes);
         drop(at);
-        let told = notes.tell(&known);
-        let mut at = lock(desk);
-        at.notes = notes;
-        if let Err(error) = told {
-            log::debug!("what is known of a file waits to be noted file={:?} error={error}", at.notes.file);
+        if let Err(error) = notes.tell(&known) {
+            log::debug!("what is known of a file waits to be noted file={:?} error={error}", notes.file);
+            let mut at = lock(desk);
             at.next.get_or_insert(known);
-            at.at_work = false;
+            at.notes = Some(notes);
             return;
         }
     }
@@ -123,9 +118,10 @@ fn is_only_longer(told: &Known, known: &Known) -> bool {
 }
 
 /// The notes of one open file.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Notes {
-    place: Option<(Syncer, Directory)>,
+    syncer: Syncer,
+    directory: Directory,
     file: String,
     written: Option<Written>,
     told: Known,
@@ -142,7 +138,7 @@ struct Written {
 impl Notes {
     /// Of the file of this name. It is on the disk as soon as the file's audio.
     pub fn new(syncer: Syncer, directory: Directory, file: String) -> Self {
-        Self { place: Some((syncer, directory)), file, ..Self::default() }
+        Self { syncer, directory, file, written: None, told: Known::default() }
     }
 
     /// Tells what is new.
@@ -151,10 +147,9 @@ impl Notes {
     /// What the file system says; then it is told with what comes next.
     fn tell(&mut self, known: &Known) -> io::Result<()> {
         let Some(line) = line(&self.told, known) else { return Ok(()) };
-        let written = match (&mut self.written, &self.place) {
-            (Some(written), _) => written,
-            (none, Some((syncer, directory))) => none.insert(Written::begin(syncer, directory, &self.file)?),
-            (None, None) => return Ok(()),
+        let written = match &mut self.written {
+            Some(written) => written,
+            none => none.insert(Written::begin(&self.syncer, &self.directory, &self.file)?),
         };
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
@@ -163,6 +158,10 @@ impl Notes {
         written.bytes += u64::try_from(text.len()).unwrap_or(u64::MAX);
         written.watched.note_written();
         self.told = known.clone();
+        // A file that was finished meanwhile has removed what was there of them.
+        if matches!(Sidecar::read_in(&self.directory, &self.file), Ok(Some(_))) {
+            remove(&self.directory, &self.file);
+        }
         Ok(())
     }
 }
@@ -184,11 +183,8 @@ pub fn remove(directory: &Directory, file: &str) {
     forget(directory.remove(&name_of(file)), file);
 }
 
-/// The same of a file that only its path tells. Those that nobody could read are kept.
+/// The same of a file that only its path tells.
 pub fn remove_of(media: &Path) {
-    if read(media).is_err() {
-        return;
-    }
     let file = media.file_name().unwrap_or_default().to_string_lossy();
     forget(std::fs::remove_file(media.with_file_name(name_of(&file))), &file);
 }
@@ -361,6 +357,28 @@ mod tests {
         assert!(sidecar.suspect && sidecar.recovered);
         assert_eq!(sidecar.gaps, [SidecarGap { start_frame: 40, frames: 30, reason: "missing".to_owned() }]);
         assert_eq!(sidecar.mute_spans, [MutedFrames { start_frame: 30, frames: 70 }]);
+        assert!(!media.with_file_name(".x.wav.notes").exists());
+    }
+
+    #[test]
+    fn notes_that_nobody_can_read_keep_no_file_from_its_repair_and_are_left() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let media = dir.path().join("x.wav");
+        std::fs::write(&media, [wav_header::encode(PcmFormat::LIVEKIT, 0).to_vec(), vec![1; 400]].concat()).expect("written");
+        let notes = dir.path().join(".x.wav.notes");
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &notes).expect("a link, which is not followed");
+        assert!(matches!(repair(&Interrupted::file(media)), Ok(Outcome::Recovered(_))));
+        assert!(notes.is_symlink());
+    }
+
+    #[test]
+    fn what_is_told_of_a_file_that_was_finished_meanwhile_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (directory, media) = (meeting(&dir), dir.path().join("RM_1/x.wav"));
+        std::fs::write(&media, [wav_header::encode(PcmFormat::LIVEKIT, 0).to_vec(), vec![1; 400]].concat()).expect("written");
+        assert!(matches!(repair(&Interrupted::file(media.clone())), Ok(Outcome::Recovered(_))));
+        let known = Known { suspect: true, ..Known::default() };
+        Notes::new(Syncer::start().expect("threads"), directory, "x.wav".to_owned()).tell(&known).expect("told");
         assert!(!media.with_file_name(".x.wav.notes").exists());
     }
 

@@ -95,7 +95,9 @@ fn repair_since(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemT
             }
             unsynced.draft.sync_all()?;
             sidecar::publish(&interrupted.path)?;
-            notes::remove_of(&interrupted.path);
+            if unsynced.is_all_told {
+                notes::remove_of(&interrupted.path);
+            }
             Ok(Outcome::Recovered(unsynced.sidecar))
         }
     }
@@ -113,6 +115,8 @@ struct Unsynced {
     file: File,
     draft: File,
     sidecar: Box<Sidecar>,
+    /// The notes could be read.
+    is_all_told: bool,
 }
 
 /// Declares every whole frame, or picture, that the file holds and cuts off a torn one.
@@ -135,24 +139,23 @@ fn mend(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) ->
         return Ok(Mended::Ready(Outcome::Bad(set_aside(path, mode)?)));
     }
     let measured = Measured::of(&file, container, interrupted.format)?;
-    let sidecar = Box::new(describe(interrupted, &measured, metadata.modified()?, booted_at));
+    // What cannot be read is left, for somebody to look at.
+    let noted = notes::read(path)
+        .inspect_err(|error| log::error!("what was noted of an interrupted file cannot be read and is left path={path:?} error={error}"));
+    let is_all_told = noted.is_ok();
+    let sidecar = Box::new(describe(interrupted, &measured, &noted.unwrap_or_default(), metadata.modified()?, booted_at));
     if mode == Mode::DryRun {
         return Ok(Mended::Ready(Outcome::Recovered(sidecar)));
     }
     let draft = sidecar.draft(path)?;
     measured.mend(&file)?;
-    Ok(Mended::Unsynced(Unsynced { file, draft, sidecar }))
+    Ok(Mended::Unsynced(Unsynced { file, draft, sidecar, is_all_told }))
 }
 
-fn describe(interrupted: &Interrupted, measured: &Measured, modified: SystemTime, booted_at: Option<SystemTime>) -> Sidecar {
+fn describe(interrupted: &Interrupted, measured: &Measured, noted: &Known, modified: SystemTime, booted_at: Option<SystemTime>) -> Sidecar {
     let path = &interrupted.path;
     let (frames, pcm, size) = (measured.frames, measured.pcm, measured.dimensions);
     let draft = Sidecar::read_draft(path);
-    // What cannot be read is left, for somebody to look at.
-    let noted = notes::read(path).unwrap_or_else(|error| {
-        log::error!("what was noted of an interrupted file cannot be read path={path:?} error={error}");
-        Known::default()
-    });
     // What the writer, or a repair, was told of once is told to nobody else.
     let suspect = noted.suspect || draft.as_ref().is_some_and(|draft| draft.suspect);
     // An earlier repair that was killed may have written to the file: what it had found out counts.

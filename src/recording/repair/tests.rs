@@ -137,7 +137,7 @@ fn audio_past_the_longest_header_is_not_cut_off() {
 fn a_tail_is_doubted_only_if_the_machine_was_started_since() {
     let second = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     let interrupted = Interrupted::file("/none/x.wav".into());
-    let tail = |frames, booted| describe(&interrupted, &sound(frames), second(100), booted).tail_unverified_ms;
+    let tail = |frames, booted| describe(&interrupted, &sound(frames), &Known::default(), second(100), booted).tail_unverified_ms;
     assert_eq!(tail(480_000, Some(second(50))), 0, "the page cache was not lost");
     assert_eq!(tail(480_000, Some(second(101))), 2_000);
     assert_eq!(tail(48_000, Some(second(101))), 1_000, "not more than there is");
@@ -168,7 +168,7 @@ fn d5_what_a_writer_said_of_a_failed_sync_is_not_forgotten_by_a_repair() {
     let path = dir.path().join("x.wav");
     std::fs::write(&path, [header(36, 0), noise(400)].concat()).expect("written");
     // Killed before the draft of the sidecar had its name; the writer counted what the file no longer holds.
-    let told = describe(&Interrupted::file(path.clone()), &sound(200), SystemTime::now(), None);
+    let told = describe(&Interrupted::file(path.clone()), &sound(200), &Known::default(), SystemTime::now(), None);
     Sidecar { recovered: false, suspect: true, ..told }.draft(&path).expect("a draft");
     let repaired = recovered(repair(&Interrupted::file(path)).expect("repaired"));
     assert_eq!((repaired.frames, repaired.recovered, repaired.suspect, repaired.tail_unverified_ms), (100, true, true, 0));
