@@ -4,17 +4,20 @@
 //! journal instead of hundreds (`docs/performance.md`). A failed sync is never taken back, whatever the next one says (`docs/FACTS.md`, failed syncs):
 //! the files it was for count as suspect from then on, and a `syncfs` that fails names none, so that is every open file of that file system.
 
+mod counts;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+pub use self::counts::SyncCounts;
 use crate::fail_point;
 
 /// How often open files are synced. A promise of 1 s, less what a round may be late.
@@ -37,26 +40,6 @@ pub struct Syncer {
 #[derive(Debug)]
 pub struct Watched {
     inner: Arc<Inner>,
-}
-
-/// What the syncer did, of the whole process.
-#[derive(Debug, Default)]
-pub struct SyncCounts {
-    /// Files synced one by one.
-    pub files: AtomicU64,
-    /// File systems synced as a whole.
-    pub file_systems: AtomicU64,
-    pub failures: AtomicU64,
-    last_failure: Mutex<Option<Instant>>,
-    /// The longest that one call took, in microseconds.
-    pub slowest_us: AtomicU64,
-}
-
-impl SyncCounts {
-    /// How long ago a sync failed last.
-    pub fn since_failure(&self) -> Option<Duration> {
-        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).map(|last| last.elapsed())
-    }
 }
 
 #[derive(Debug)]
@@ -172,12 +155,16 @@ impl Syncer {
         self.ask(file)?.blocking_recv().map_err(|_| stopped())?
     }
 
-    /// The same for a file that is synced each second too, for as long as a thread may wait for it: a disk that takes longer is not waited for.
+    /// The same for a file that is synced each second too, for as long as a thread may wait for it: a disk that takes longer is not waited for. Nor is one
+    /// that has failed the file before, of which nothing is sure any more.
     ///
     /// # Errors
     /// What the disk says of this sync, and of those that were under way: then the file is suspect.
     pub fn sync_watched(&self, watched: &Watched, patience: Duration) -> io::Result<()> {
-        let (until, was_suspect) = (Instant::now() + patience, watched.has_failed());
+        if watched.has_failed() {
+            return Ok(());
+        }
+        let until = Instant::now() + patience;
         let mut asked = self.ask(Arc::clone(&watched.inner.file))?;
         let mut outcome = None;
         let mut state = self.shared.lock();
@@ -198,7 +185,7 @@ impl Syncer {
             watched.inner.failed.store(true, Ordering::Release);
             return Err(error);
         }
-        if watched.has_failed() && !was_suspect { Err(io::Error::other("a sync of the file failed meanwhile")) } else { Ok(()) }
+        if watched.has_failed() { Err(io::Error::other("a sync of the file failed meanwhile")) } else { Ok(()) }
     }
 
     /// The same for files that are waited for together, each with its own answer.
@@ -347,8 +334,7 @@ impl Shared {
 
     fn tell(&self, jobs: Vec<Job>, outcome: &io::Result<()>) {
         if let Err(error) = outcome {
-            self.counts.failures.fetch_add(1, Ordering::Relaxed);
-            *self.counts.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            self.counts.note_failure();
             log::error!("what was written may not be on the disk: a sync failed files={} error={error}", jobs.len());
             if let [first, _, ..] = jobs.as_slice() {
                 self.suspect_all(first.device);
