@@ -256,6 +256,7 @@ impl Handler<AppendAudio> for WavWriterActor {
         let (root, name, format) = (self.params.root.clone(), self.params.name.clone(), self.params.format);
         let (pieces, arrived_at, syncer) = (Arc::clone(&msg.pieces), msg.arrived_at, self.params.syncer.clone());
         let fence = Arc::clone(&msg.fence);
+        let was_suspect = file.as_ref().is_some_and(SegmentFile::is_suspect);
         let before = file.as_ref().map_or(0, SegmentFile::data_bytes);
         let gaps = self.gaps_with(&msg.pieces, before);
         // What is put in front of the first audio is what the file begins with.
@@ -293,7 +294,12 @@ impl Handler<AppendAudio> for WavWriterActor {
                     started_at: msg.arrived_at,
                 });
             }
-            let error = if file.is_some() { RecordingError::of } else { RecordingError::of_first };
+            let error: fn(io::Error) -> RecordingError = match &file {
+                // What it needed a sync for.
+                Some(file) if file.is_suspect() && !was_suspect => |_| RecordingError::Suspect,
+                Some(_) => RecordingError::of,
+                None => RecordingError::of_first,
+            };
             this.state = file.map_or(State::Empty, State::Open);
             if matches!(outcome.map_err(error)?, Counts::Nothing) {
                 return Err(RecordingError::GivenUp);

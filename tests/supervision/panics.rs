@@ -116,6 +116,26 @@ async fn d5_syncs_that_keep_failing_end_no_track_and_lose_nothing() {
     assert_eq!(app.metric("live_meeting_tracks_given_up_total").await, 0.0);
 }
 
+/// What moves for a filled pause wants a sync of its own, which fails too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_a_pause_that_is_filled_while_syncs_keep_failing_ends_no_track() {
+    let app = failing("syncer-sync=panic").start().await;
+    let mut peer = EgressPeer::connect(app.addr, "/egress-audio?roomName=room&participant=p000&trackId=TR_1").await.unwrap();
+    let pcm = counter_pcm(48_000 * 14, 1);
+    let (before, behind) = pcm.split_at(192_000 * 10);
+    peer.send_realtime(before).await.unwrap();
+    // A pause is what is sent.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    peer.send_realtime(behind).await.unwrap();
+    let close = peer.close_and_wait().await;
+    assert!(close.close_frame && close.code.is_none(), "the track was not ended: {close:?}\n{}", app.log());
+    let ended = async || recorded(&app).await.remove(&0).filter(|track| track.ended);
+    let kept = app.eventually("its rows are final", ended).await;
+    assert!(kept.rows.iter().any(|row| row["gaps"].as_array().is_some_and(|gaps| !gaps.is_empty())), "{:?}", kept.rows);
+    assert!(kept.pcm == pcm, "{} of {} bytes: {:?}", kept.pcm.len(), pcm.len(), kept.rows);
+    assert_eq!(app.metric("live_meeting_tracks_given_up_total").await, 0.0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d5_a_sync_that_failed_is_not_forgotten_when_the_server_is_killed() {
     let app = failing("syncer-sync=panic").start().await;
