@@ -138,7 +138,11 @@ async fn f11_a_file_that_may_not_grow_is_followed_by_the_next_and_nobody_dies() 
     }
     let sent = counter_pcm(17 * MIB / STEREO_FRAME, 1);
     let mut peer = connect(&app, "ana").await;
-    peer.send_pcm(&sent).await.unwrap();
+    // Less at once than the spool takes, however slow the disk is.
+    for part in sent.chunks(4 * MIB) {
+        peer.send_pcm(part).await.unwrap();
+        all_recorded(&app, "ana").await;
+    }
     peer.close_and_wait().await;
     let recording = recording(&app, "ana").await;
     let files = files(&app, &recording);
