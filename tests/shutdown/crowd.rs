@@ -40,7 +40,11 @@ async fn crowd(app: &TestApp) -> Crowd {
         (heard == tracks as usize).then_some(())
     };
     app.eventually("all are heard", all_are_heard).await;
-    let all_have_rows = async || (recorded(app).await.len() == tracks as usize).then_some(());
+    // A segment's row follows that of its recording.
+    let all_have_rows = async || {
+        let recorded = recorded(app).await;
+        (recorded.len() == tracks as usize && recorded.values().all(|track| track.rows.len() == 1)).then_some(())
+    };
     app.eventually("all have their rows", all_have_rows).await;
     let live = app.items("/api/v1/tracks/live").await;
     let of = |track: &Value| (track["participant"].as_str().unwrap()[1..].parse().unwrap(), track["bytes"].as_u64().unwrap() as usize);
