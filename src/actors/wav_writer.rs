@@ -262,24 +262,35 @@ impl Handler<AppendAudio> for WavWriterActor {
         // What is put in front of the first audio is what the file begins with.
         let held_audio = format.frames(before) > leading_silence(&self.gaps);
         let begins_with = if held_audio { self.begins_with } else { leading_silence(&gaps) };
-        let write = self.params.append_pool.run(move || {
-            fail_point::pass("writer-queue");
-            if !fence.begin() {
-                return (file, Ok(Counts::Nothing));
+        let pool = self.params.append_pool.clone();
+        let write = async move {
+            let (file, prepared) = match file {
+                Some(file) => file.prepare(&pieces, &pool).await.map(|(file, prepared)| (Some(file), prepared))?,
+                None => (None, Ok(())),
+            };
+            if let Err(error) = prepared {
+                return Ok((file, Err(error)));
             }
-            fail_point::pass("writer-append");
-            match file {
-                None => match SegmentFile::create(&root, &name, arrived_at, format, &pieces, &syncer) {
-                    Ok(file) if fence.finish() => (Some(file), Ok(Counts::First)),
-                    Ok(file) => (None, file.discard().map(|()| Counts::Nothing)),
-                    Err(error) => (None, Err(error)),
-                },
-                Some(mut file) => {
-                    let outcome = file.append_within(&fence, &pieces).map(|counts| if counts { Counts::More } else { Counts::Nothing });
-                    (Some(file), outcome)
+            let append = move || {
+                fail_point::pass("writer-queue");
+                if !fence.begin() {
+                    return (file, Ok(Counts::Nothing));
                 }
-            }
-        });
+                fail_point::pass("writer-append");
+                match file {
+                    None => match SegmentFile::create(&root, &name, arrived_at, format, &pieces, &syncer) {
+                        Ok(file) if fence.finish() => (Some(file), Ok(Counts::First)),
+                        Ok(file) => (None, file.discard().map(|()| Counts::Nothing)),
+                        Err(error) => (None, Err(error)),
+                    },
+                    Some(mut file) => {
+                        let outcome = file.append_within(&fence, &pieces).map(|counts| if counts { Counts::More } else { Counts::Nothing });
+                        (Some(file), outcome)
+                    }
+                }
+            };
+            pool.run(append).await
+        };
         AtomicResponse::new(Box::pin(write.into_actor(self).map(move |joined, this, _| {
             let Ok((file, outcome)) = joined else {
                 this.state = State::Finished;

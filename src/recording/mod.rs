@@ -8,6 +8,7 @@ pub mod hash;
 pub mod ivf;
 pub mod joined;
 pub mod lock;
+pub mod moving;
 pub mod notes;
 pub mod path;
 pub mod pipeline_log;

@@ -16,8 +16,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
+use super::append_pool::{AppendPool, Lost};
 use super::fence::Fence;
 use super::finish::Finished;
+use super::moving::Moving;
 use super::notes::Notes;
 use super::path::SegmentName;
 use super::root::{Directory, Root};
@@ -30,8 +32,8 @@ use crate::audio::level::is_digital_silence;
 /// The unit in which files leave out zeros; the block size of ext4, XFS and others.
 const BLOCK_BYTES: u64 = 4096;
 
-/// How long an append waits for the disk to have what it moves: as long as a power cut may take (D3).
-const MOVED_IS_SYNCED: Duration = Duration::from_secs(1);
+/// How long an append waits for the disk to have what is written down of what it moves: as long as a power cut may take (D3).
+const MOVE_IS_NOTED: Duration = Duration::from_secs(1);
 
 /// A stretch of a recording.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,8 +85,8 @@ pub struct SegmentFile {
     file_bytes: u64,
     /// An append is under way, or left something behind that could not be taken back yet.
     is_untidy: bool,
-    /// What that append has copied from its place, which may hold something else by now: it ends where the audio does that counts.
-    moved: Option<Vec<u8>>,
+    /// What that append moves: it ends where the audio does that counts.
+    moving: Option<Moving>,
     syncer: Syncer,
 }
 
@@ -106,7 +108,7 @@ impl SegmentFile {
             data_bytes: 0,
             file_bytes: 0,
             is_untidy: false,
-            moved: None,
+            moving: None,
             syncer: syncer.clone(),
         };
         segment.relative = place.keep(segment.append(first), time, |time| name.file(time))?;
@@ -131,6 +133,52 @@ impl SegmentFile {
     /// Bytes of PCM so far.
     pub fn data_bytes(&self) -> u64 {
         self.data_bytes
+    }
+
+    /// Writes down, and hands to the disk, what an append of these pieces moves. No thread waits for it.
+    ///
+    /// # Errors
+    /// When the job was lost, and the file with it. Beside the file, whatever the file system says; then nothing has moved.
+    pub async fn prepare(mut self, pieces: &Arc<[Piece]>, pool: &AppendPool) -> Result<(Self, io::Result<()>), Lost> {
+        let behind = self.moved_by(pieces.first());
+        if behind == 0 {
+            return Ok((self, Ok(())));
+        }
+        let (file, noted) = pool
+            .run(move || {
+                let tidied = if self.is_untidy { self.take_back() } else { Ok(()) };
+                let noted = tidied.and_then(|()| self.note_move(behind));
+                (self, noted)
+            })
+            .await?;
+        let outcome = match noted {
+            // Of a suspect file nothing is sure any more, and a disk that takes longer keeps no promise.
+            Ok(wanted) if !file.is_suspect() => {
+                let synced = tokio::time::timeout(MOVE_IS_NOTED, file.syncer.sync_for(&file.watched, wanted)).await;
+                synced.unwrap_or(Ok(()))
+            }
+            noted => noted.map(drop),
+        };
+        Ok((file, outcome))
+    }
+
+    /// How many bytes of audio a piece moves. No more than there are: the rest is in an earlier segment.
+    fn moved_by(&self, first: Option<&Piece>) -> u64 {
+        if let Some(Piece::Missing { behind, .. }) = first { (*behind).min(self.data_bytes) } else { 0 }
+    }
+
+    /// Returns what must be on the disk before anything moves.
+    fn note_move(&mut self, behind: u64) -> io::Result<[Arc<File>; 2]> {
+        let mut audio = vec![0; usize::try_from(behind).unwrap_or(usize::MAX)];
+        self.file.read_exact_at(&mut audio, HEADER_BYTES + self.data_bytes - behind)?;
+        let moving = self.moving.insert(Moving::note(&self.directory, &file_name(&self.relative), self.data_bytes, audio)?);
+        Ok(moving.wanted())
+    }
+
+    fn forget_move(&mut self) {
+        if let Some(moving) = self.moving.take() {
+            moving.forget();
+        }
     }
 
     /// Appends whole pieces and then declares them in the header. After an error nothing of them counts or is in the way.
@@ -160,7 +208,7 @@ impl SegmentFile {
     fn count(&mut self, end: u64) {
         self.data_bytes = end;
         self.is_untidy = false;
-        self.moved = None;
+        self.forget_move();
         self.watched.note_written();
     }
 
@@ -170,12 +218,12 @@ impl SegmentFile {
         self.file.write_all_at(&wav_header::encode(self.format, self.data_bytes), 0)?;
         // Before anything is written, which a full disk has room for then.
         self.file.set_len(end)?;
-        if let Some(moved) = &self.moved {
-            self.file.write_all_at(moved, end.saturating_sub(len(moved)))?;
+        if let Some(moving) = &self.moving {
+            moving.put_back(&self.file)?;
         }
         self.file_bytes = end;
         self.is_untidy = false;
-        self.moved = None;
+        self.forget_move();
         self.watched.note_written();
         Ok(())
     }
@@ -200,12 +248,13 @@ impl SegmentFile {
         for piece in pieces {
             match piece {
                 Piece::Audio(audio) => self.write_sparse(HEADER_BYTES + end, audio)?,
-                Piece::Missing { bytes, behind } => {
-                    // No more can be moved than there is: the rest belongs to an earlier segment.
-                    let behind = (*behind).min(end);
-                    self.move_back(HEADER_BYTES + end, behind, *bytes)?;
-                    // At the end it is made by extending the file.
-                    hole = (behind > 0).then_some((HEADER_BYTES + end - behind, *bytes));
+                Piece::Missing { bytes, .. } => {
+                    // At the end the hole is made by extending the file.
+                    let behind = self.moved_by(Some(piece));
+                    if behind > 0 {
+                        self.move_back(behind, *bytes)?;
+                        hole = Some((HEADER_BYTES + end - behind, *bytes));
+                    }
                 }
                 Piece::Lost(_) | Piece::Muted(_) => {}
             }
@@ -217,8 +266,6 @@ impl SegmentFile {
         }
         // Last of the audio, for what is emptied here is room that a full disk need not give back.
         if let Some((start, bytes)) = hole {
-            // What is emptied may have been on the disk: first its copy is, unless the disk keeps no promise anyway.
-            self.syncer.sync_watched(&self.watched, MOVED_IS_SYNCED)?;
             fill_with_zeros(&self.file, start, bytes)?;
         }
         self.file.write_all_at(&wav_header::encode(self.format, end), 0)?;
@@ -235,22 +282,16 @@ impl SegmentFile {
         self.watched.has_failed()
     }
 
-    /// Writes the `behind` bytes in front of `end` once more, `bytes` further back, the last ones first. Where they began, zeros are to follow. A crash in
-    /// between leaves some of them twice, never not at all: none is written over that has not been written behind.
+    /// Writes the last `behind` bytes `bytes` further back. Where they began, zeros are to follow.
     ///
     /// Contract: only the first piece of an append moves anything, and an append moves once.
-    fn move_back(&mut self, end: u64, behind: u64, bytes: u64) -> io::Result<()> {
-        if behind == 0 {
-            return Ok(());
+    fn move_back(&mut self, behind: u64, bytes: u64) -> io::Result<()> {
+        if self.moving.is_none() {
+            self.note_move(behind)?;
         }
-        let start = end - behind;
-        let mut moved = vec![0; usize::try_from(behind).unwrap_or(usize::MAX)];
-        self.file.read_exact_at(&mut moved, start)?;
-        let moved = self.moved.insert(moved);
-        for (at, part) in parts_from_behind(moved, bytes) {
-            self.file.write_all_at(part, start + bytes + at)?;
-        }
-        self.file_bytes = self.file_bytes.max(end + bytes);
+        let (start, moving) = (HEADER_BYTES + self.data_bytes - behind, self.moving.as_ref());
+        self.file.write_all_at(moving.map_or(&[], Moving::audio), start + bytes)?;
+        self.file_bytes = self.file_bytes.max(HEADER_BYTES + self.data_bytes + bytes);
         Ok(())
     }
 
@@ -268,7 +309,8 @@ impl SegmentFile {
     ///
     /// # Errors
     /// Whatever the file system says.
-    pub fn discard(self) -> io::Result<()> {
+    pub fn discard(mut self) -> io::Result<()> {
+        self.forget_move();
         self.directory.remove(&file_name(&self.relative))
     }
 
@@ -282,6 +324,7 @@ impl SegmentFile {
         if self.is_untidy {
             self.take_back()?;
         }
+        self.forget_move();
         if self.file.metadata()?.len() != HEADER_BYTES + bytes {
             self.file.set_len(HEADER_BYTES + bytes)?;
         }
@@ -321,17 +364,6 @@ impl SegmentFile {
         self.file_bytes = self.file_bytes.max(offset + len(run));
         Ok(())
     }
-}
-
-/// What is to be moved by `bytes`, in parts that are no longer than that, the last one first, each with where it begins.
-fn parts_from_behind(moved: &[u8], bytes: u64) -> impl Iterator<Item = (u64, &[u8])> {
-    let part = usize::try_from(bytes).unwrap_or(usize::MAX).max(1);
-    let mut rest = moved;
-    std::iter::from_fn(move || {
-        let (before, last) = rest.split_at_checked(rest.len().saturating_sub(part))?;
-        rest = before;
-        (!last.is_empty()).then(|| (len(before), last))
-    })
 }
 
 /// Makes a stretch of a file read as zeros, without disk where the file system can.
@@ -410,29 +442,6 @@ mod tests {
             assert_eq!(read(dir.path(), &path), sound[..next]);
         }
         assert_eq!(sealed(segment), Sealed { frames: 10_000, bytes: 40_000 });
-    }
-
-    #[test]
-    fn d2_what_is_moved_back_is_somewhere_whenever_it_stops() {
-        let before: Vec<u32> = (1..=1_000).collect();
-        let bytes_of = |frames: &[u32]| frames.iter().flat_map(|frame| frame.to_le_bytes()).collect::<Vec<u8>>();
-        for hole in [4, 100, 1_996, 4_000, 9_000] {
-            let moved = bytes_of(&before);
-            let mut file = moved.clone();
-            file.resize(moved.len() + hole, 0);
-            for (at, part) in parts_from_behind(&moved, hole as u64) {
-                let to = at as usize + hole;
-                // A write may stop after any frame.
-                for end in (0..=part.len()).step_by(4) {
-                    file[to..to + end].copy_from_slice(&part[..end]);
-                    if end % 400 == 0 {
-                        let kept: std::collections::BTreeSet<u32> = file.as_chunks().0.iter().map(|frame| u32::from_le_bytes(*frame)).collect();
-                        assert!(before.iter().all(|frame| kept.contains(frame)), "a hole of {hole}, stopped at {to} + {end}");
-                    }
-                }
-            }
-            assert_eq!(file[hole..], moved);
-        }
     }
 
     #[test]

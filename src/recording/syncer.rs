@@ -88,6 +88,7 @@ struct UnderWay {
     since: Instant,
     /// `None` for the whole file system.
     file: Option<Arc<File>>,
+    of: Weak<Inner>,
 }
 
 #[derive(Debug)]
@@ -98,15 +99,11 @@ struct Job {
     since: Instant,
     /// The metadata too.
     whole: bool,
-    done: Done,
-}
-
-#[derive(Debug)]
-enum Done {
-    Watched(Arc<Inner>),
-    /// The directory that this file has just got its name in. It holds nobody's file open.
-    Named(Weak<Inner>),
-    Asked(oneshot::Sender<io::Result<()>>),
+    /// What is suspect if it fails. A job holds nobody's file open but its own.
+    of: Weak<Inner>,
+    /// It is the sync of each second.
+    is_due: bool,
+    asked: Option<oneshot::Sender<io::Result<()>>>,
 }
 
 impl Syncer {
@@ -155,37 +152,18 @@ impl Syncer {
         self.ask(file)?.blocking_recv().map_err(|_| stopped())?
     }
 
-    /// The same for a file that is synced each second too, for as long as a thread may wait for it: a disk that takes longer is not waited for. Nor is one
-    /// that has failed the file before, of which nothing is sure any more.
+    /// The same for what a watched file wants on the disk before it changes.
     ///
     /// # Errors
-    /// What the disk says of this sync, and of those that were under way: then the file is suspect.
-    pub fn sync_watched(&self, watched: &Watched, patience: Duration) -> io::Result<()> {
-        if watched.has_failed() {
-            return Ok(());
-        }
-        let until = Instant::now() + patience;
-        let mut asked = self.ask(Arc::clone(&watched.inner.file))?;
-        let mut outcome = None;
-        let mut state = self.shared.lock();
-        let begun = state.begun;
-        loop {
-            if let Ok(told) = asked.try_recv() {
-                outcome = Some(told);
+    /// What the disk says: then the file is suspect, also if it is said when nobody waits any more.
+    pub fn sync_for(&self, watched: &Watched, files: [Arc<File>; 2]) -> impl Future<Output = io::Result<()>> + Send + use<> {
+        let asked = files.map(|file| self.shared.ask(file, watched.inner.device, Arc::downgrade(&watched.inner)));
+        async move {
+            for asked in asked {
+                asked?.await.map_err(|_| stopped())??;
             }
-            let is_over = outcome.is_some() && !state.under_way.iter().any(|sync| sync.number <= begun && sync.reaches(&watched.inner));
-            let left = until.saturating_duration_since(Instant::now());
-            if is_over || left.is_zero() {
-                break;
-            }
-            state = self.shared.over.wait_timeout(state, left).map_or_else(|error| error.into_inner().0, |(state, _)| state);
+            Ok(())
         }
-        drop(state);
-        if let Some(Err(error)) = outcome {
-            watched.inner.failed.store(true, Ordering::Release);
-            return Err(error);
-        }
-        if watched.has_failed() { Err(io::Error::other("a sync of the file failed meanwhile")) } else { Ok(()) }
     }
 
     /// The same for files that are waited for together, each with its own answer.
@@ -196,9 +174,8 @@ impl Syncer {
 
     /// Hands the name that a file has just got in its directory to the disk. Nobody waits for it; where it fails, the file is suspect.
     pub fn sync_name(&self, watched: &Watched, directory: Arc<File>) {
-        let (device, done) = (watched.inner.device, Done::Named(Arc::downgrade(&watched.inner)));
-        self.shared.lock().jobs.push_back(Job { file: directory, device, since: Instant::now(), whole: true, done });
-        self.shared.work.notify_one();
+        let (device, of) = (watched.inner.device, Arc::downgrade(&watched.inner));
+        self.shared.queue(Job { file: directory, device, since: Instant::now(), whole: true, of, is_due: false, asked: None });
     }
 
     /// Waits for the syncs of the file that are under way. The system tells of a loss once: if one of these is told, whoever asks beside it hears that all
@@ -229,15 +206,7 @@ impl Syncer {
 
     fn ask(&self, file: Arc<File>) -> io::Result<oneshot::Receiver<io::Result<()>>> {
         let device = file.metadata()?.dev();
-        let (done, asked) = oneshot::channel();
-        let mut state = self.shared.lock();
-        if state.stopping {
-            return Err(stopped());
-        }
-        state.jobs.push_back(Job { file, device, since: Instant::now(), whole: true, done: Done::Asked(done) });
-        drop(state);
-        self.shared.work.notify_one();
-        Ok(asked)
+        self.shared.ask(file, device, Weak::new())
     }
 }
 
@@ -264,6 +233,20 @@ impl Drop for Alive {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask(&self, file: Arc<File>, device: u64, of: Weak<Inner>) -> io::Result<oneshot::Receiver<io::Result<()>>> {
+        let (asked, told) = oneshot::channel();
+        if self.lock().stopping {
+            return Err(stopped());
+        }
+        self.queue(Job { file, device, since: Instant::now(), whole: true, of, is_due: false, asked: Some(asked) });
+        Ok(told)
+    }
+
+    fn queue(&self, job: Job) {
+        self.lock().jobs.push_back(job);
+        self.work.notify_one();
     }
 
     /// Queues what was written to, each interval.
@@ -310,7 +293,7 @@ impl Shared {
     fn run(&self, jobs: Vec<Job>) {
         let Some(first) = jobs.first() else { return };
         for job in &jobs {
-            if let Done::Watched(watched) = &job.done {
+            if let Some(watched) = job.of.upgrade().filter(|_| job.is_due) {
                 watched.dirty.store(false, Ordering::Release);
             }
         }
@@ -362,7 +345,8 @@ impl State {
         let first = jobs.first()?;
         let file = (jobs.len() == 1).then(|| Arc::clone(&first.file));
         let since = jobs.iter().map(|job| job.since).min()?;
-        self.under_way.push(UnderWay { number: self.begun, device: first.device, since, file });
+        let of = Weak::clone(&first.of);
+        self.under_way.push(UnderWay { number: self.begun, device: first.device, since, file, of });
         Some((self.begun, jobs))
     }
 
@@ -382,31 +366,25 @@ impl State {
 
 impl UnderWay {
     fn reaches(&self, watched: &Inner) -> bool {
-        self.device == watched.device && self.file.as_ref().is_none_or(|file| Arc::ptr_eq(file, &watched.file))
+        let is_its = |file| Arc::ptr_eq(file, &watched.file) || std::ptr::eq(self.of.as_ptr(), watched);
+        self.device == watched.device && self.file.as_ref().is_none_or(is_its)
     }
 }
 
 impl Job {
     fn finish(self, outcome: &io::Result<()>) {
-        match self.done {
-            Done::Watched(watched) => {
-                if outcome.is_err() {
-                    watched.failed.store(true, Ordering::Release);
-                }
+        if let Some(watched) = self.of.upgrade() {
+            if outcome.is_err() {
+                watched.failed.store(true, Ordering::Release);
+            }
+            if self.is_due {
                 watched.queued.store(false, Ordering::Release);
             }
-            Done::Named(watched) => {
-                if outcome.is_err()
-                    && let Some(watched) = watched.upgrade()
-                {
-                    watched.failed.store(true, Ordering::Release);
-                }
-            }
-            Done::Asked(asked) => {
-                let told = outcome.as_ref().copied().map_err(|error| io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(5)));
-                // Whoever asked may have given up.
-                asked.send(told).ok();
-            }
+        }
+        if let Some(asked) = self.asked {
+            let told = outcome.as_ref().copied().map_err(|error| io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(5)));
+            // Whoever asked may have given up.
+            asked.send(told).ok();
         }
     }
 }
@@ -419,7 +397,9 @@ fn due(watched: &Arc<Inner>) -> Option<Job> {
         device: watched.device,
         since: Instant::now(),
         whole: false,
-        done: Done::Watched(Arc::clone(watched)),
+        of: Arc::downgrade(watched),
+        is_due: true,
+        asked: None,
     })
 }
 
@@ -452,10 +432,8 @@ mod tests {
     #[test]
     fn a_file_system_that_hangs_leaves_a_thread_for_the_others() {
         let dir = tempfile::tempdir().expect("a directory");
-        let job = |device| {
-            let (done, _) = oneshot::channel();
-            Job { file: Arc::new(File::open(dir.path()).expect("a directory")), device, since: Instant::now(), whole: true, done: Done::Asked(done) }
-        };
+        let file = Arc::new(File::open(dir.path()).expect("a directory"));
+        let job = |device| Job { file: Arc::clone(&file), device, since: Instant::now(), whole: true, of: Weak::new(), is_due: false, asked: None };
         let mut state = State { jobs: [1, 1, 1, 1, 2].map(job).into(), ..State::default() };
         let begun: Vec<u64> = std::iter::from_fn(|| state.begin()).filter_map(|(_, jobs)| Some(jobs.first()?.device)).take(THREADS).collect();
         assert_eq!(begun, [1, 1, 2]);
@@ -540,5 +518,38 @@ mod tests {
             });
             assert_eq!((settled.is_err(), syncer.settle(sealed).is_err()), (fails, fails), "together: {together}");
         }
+    }
+
+    #[tokio::test]
+    async fn d5_a_failure_that_is_told_when_nobody_waits_any_more_makes_its_file_suspect() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let syncer = Syncer::start().expect("threads");
+        let watched = syncer.watch(files(&dir, 1).remove(0)).expect("watched");
+        // A pipe cannot be synced.
+        let (_, pipe) = std::io::pipe().expect("a pipe");
+        let pipe = Arc::new(File::from(std::os::fd::OwnedFd::from(pipe)));
+        drop(syncer.sync_for(&watched, [Arc::clone(&pipe), pipe]));
+        let failed = async {
+            while !watched.has_failed() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), failed).await.expect("its file is suspect");
+        assert!(syncer.settle(&watched).is_err());
+    }
+
+    #[test]
+    fn d5_the_sync_of_a_name_is_waited_for_as_one_of_its_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let syncer = Syncer::with(Duration::from_secs(86_400)).expect("threads");
+        let [one, other] = [0, 1].map(|_| syncer.watch(Arc::new(tempfile::tempfile_in(&dir).expect("a file"))).expect("watched"));
+        let directory = Arc::new(File::open(dir.path()).expect("a directory"));
+        let of = Arc::downgrade(&one.inner);
+        let job = Job { file: directory, device: one.inner.device, since: Instant::now(), whole: true, of, is_due: false, asked: None };
+        let mut state = State { jobs: [job].into(), ..State::default() };
+        let (_, jobs) = state.begin().expect("a job");
+        assert!(state.under_way.iter().any(|sync| sync.reaches(&one.inner)) && !state.under_way.iter().any(|sync| sync.reaches(&other.inner)));
+        syncer.shared.tell(jobs, &Err(io::Error::from_raw_os_error(5)));
+        assert!(one.has_failed() && !other.has_failed());
     }
 }

@@ -308,7 +308,15 @@ mod tests {
     }
 
     fn repaired(path: &Path) -> SealedVideo {
-        match repair(&Interrupted::file(path.to_owned())).expect("repaired") {
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let outcome = loop {
+            match repair(&Interrupted::file(path.to_owned())).expect("repaired") {
+                // A sync of it that is under way holds it.
+                Outcome::InUse if std::time::Instant::now() < until => std::thread::yield_now(),
+                outcome => break outcome,
+            }
+        };
+        match outcome {
             Outcome::Recovered(sidecar) | Outcome::Sealed(sidecar) => SealedVideo {
                 pictures: sidecar.frames,
                 bytes: sidecar.bytes,

@@ -40,12 +40,11 @@ impl Measured {
         }
     }
 
-    /// Measures a file that is not shorter than that. `known` is for a WAV file whose header never reached the disk.
+    /// Measures the first `length` bytes of a file, which are not fewer than that. `known` is for a WAV file whose header never reached the disk.
     ///
     /// # Errors
     /// What the file system says, or [`io::ErrorKind::InvalidData`] for a file that this program did not write.
-    pub fn of(file: &File, container: Container, known: Option<PcmFormat>) -> io::Result<Self> {
-        let length = file.metadata()?.len();
+    pub fn of(file: &File, length: u64, container: Container, known: Option<PcmFormat>) -> io::Result<Self> {
         match container {
             Container::Wav => Self::of_sound(file, length, known),
             Container::H264 | Container::Ivf => Self::of_video(file, length, container),
