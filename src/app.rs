@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use self::connections::{connections_with, set_timeouts};
 use self::patience::{patiently, patiently_at_work};
-use self::storage::{directory, disk, shelves};
+use self::storage::{directory, disk, shelves, syncer};
 use self::vital::{end_with_its_panic, launch_vital};
 use crate::actors::buffer::budget::SpoolBudget;
 use crate::actors::egress_starter::{EgressStarter, EgressStarterParams, StopStarting};
@@ -51,7 +51,6 @@ use crate::metrics::Metrics;
 use crate::recording::append_pool::AppendPool;
 use crate::recording::pipeline_log::PipelineLog;
 use crate::recording::pulse::DiskPulse;
-use crate::recording::syncer::Syncer;
 use crate::sealing::hasher::Hasher;
 use crate::sealing::recovery::{self, Unrepaired};
 use crate::ticket::TicketMint;
@@ -146,7 +145,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let totals = Arc::new(Totals::registered(&metrics));
     let (budget, lag) = (Arc::new(spool(&config)), Arc::<WriteLag>::default());
     register_kept(&metrics, &budget, &lag, &disk, &pipeline_log);
-    let syncer = Syncer::start().map_err(StartError::Thread)?;
+    let syncer = syncer([&root, &video_root]).map_err(StartError::Thread)?;
     register_durable(&metrics, &syncer, &journal, &unrepaired);
     register_video_disk(&metrics, &video_disk);
     let [storage, video_storage] = [disk, video_disk].map(|disk| {

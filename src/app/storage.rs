@@ -1,6 +1,6 @@
 //! The directories of recordings, as the server starts with them.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use super::StartError;
 use crate::config::Config;
 use crate::recording::disk::Disk;
 use crate::recording::root::Root;
+use crate::recording::syncer::Syncer;
 use crate::sealing::hasher::Shelf;
 use crate::video::codec::Container;
 
@@ -40,4 +41,11 @@ pub fn disk(config: &Config, root: Root) -> Arc<Disk> {
         log::error!("the room for recordings cannot be measured error={error}");
     }
     Arc::new(disk)
+}
+
+/// What hands the files below these directories to the disk.
+pub fn syncer(roots: [&Root; 2]) -> io::Result<Syncer> {
+    let syncer = Syncer::start()?;
+    roots.into_iter().try_for_each(|root| syncer.keep(root.handle()))?;
+    Ok(syncer)
 }

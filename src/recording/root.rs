@@ -147,7 +147,8 @@ impl Root {
         ordinary(self.at_root(|root| open_beneath(root, relative, flags | OFlags::NONBLOCK | OFlags::NOCTTY))?, relative)
     }
 
-    fn handle(&self) -> Arc<File> {
+    /// The directory as a file that can be synced.
+    pub fn handle(&self) -> Arc<File> {
         // Every change is one assignment, so a panic elsewhere leaves it whole.
         Arc::clone(&self.0.handle.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -2,9 +2,11 @@
 //!
 //! What waits at the same time is done together: a few files by a sync each, many by one `syncfs` of their file system, which costs one commit of its
 //! journal instead of hundreds (`docs/performance.md`). A failed sync is never taken back, whatever the next one says (`docs/FACTS.md`, failed syncs):
-//! the files it was for count as suspect from then on, and a `syncfs` that fails names none, so that is every open file of that file system.
+//! the files it was for count as suspect from then on, and a `syncfs` that fails names none, so that is every open file of that file system. The system
+//! tells of it once for each descriptor, whatever that is of, so all are made by one that is kept.
 
 mod counts;
+mod kernel;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -77,6 +79,10 @@ struct State {
     under_way: Vec<UnderWay>,
     /// Syncs that have begun so far.
     begun: u64,
+    /// Through what each file system is synced as a whole.
+    kept: Vec<(u64, Arc<File>)>,
+    /// The kernel does not tell of a file system's failures.
+    one_by_one: bool,
     stopping: bool,
 }
 
@@ -115,6 +121,10 @@ impl Syncer {
 
     fn with(interval: Duration) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
+        if !kernel::tells_of_failed_writes() {
+            log::warn!("this kernel is older than Linux 5.8: files are synced one by one, which costs more");
+            shared.lock().one_by_one = true;
+        }
         for _ in 0..THREADS {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new().name("syncer".to_owned()).spawn(move || shared.work())?;
@@ -122,6 +132,16 @@ impl Syncer {
         let ticker = Arc::clone(&shared);
         std::thread::Builder::new().name("sync-clock".to_owned()).spawn(move || ticker.tick(interval))?;
         Ok(Self { _alive: Arc::new(Alive(Arc::clone(&shared))), shared })
+    }
+
+    /// Syncs a file system as a whole through this directory of it, for as long as the syncer lives.
+    ///
+    /// # Errors
+    /// When the directory cannot be looked at.
+    pub fn keep(&self, directory: Arc<File>) -> io::Result<()> {
+        let device = directory.metadata()?.dev();
+        self.shared.lock().kept.push((device, directory));
+        Ok(())
     }
 
     /// Syncs a file each second from now on.
@@ -305,7 +325,7 @@ impl Shared {
             match jobs.as_slice() {
                 [only] if only.whole => only.file.sync_all(),
                 [only] => only.file.sync_data(),
-                _ => rustix::fs::syncfs(&first.file).map_err(io::Error::from),
+                _ => rustix::fs::syncfs(self.whole(first)).map_err(io::Error::from),
             }
         }));
         let outcome = synced.unwrap_or_else(|_| Err(io::Error::other("the sync panicked")));
@@ -313,6 +333,13 @@ impl Shared {
         let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.counts.slowest_us.fetch_max(took, Ordering::Relaxed);
         self.tell(jobs, &outcome);
+    }
+
+    /// Through what the file system of a job's file is synced.
+    fn whole(&self, job: &Job) -> Arc<File> {
+        let state = self.lock();
+        let kept = state.kept.iter().find(|(device, _)| *device == job.device).map(|(_, directory)| directory);
+        Arc::clone(kept.unwrap_or(&job.file))
     }
 
     fn tell(&self, jobs: Vec<Job>, outcome: &io::Result<()>) {
@@ -355,7 +382,7 @@ impl State {
         let under_way = |device| self.under_way.iter().filter(|sync| sync.device == device).count();
         let first = self.jobs.iter().position(|job| under_way(job.device) < AT_ONE_DEVICE)?;
         let device = self.jobs.get(first)?.device;
-        if self.jobs.iter().filter(|job| job.device == device).count() <= FEW {
+        if self.one_by_one || self.jobs.iter().filter(|job| job.device == device).count() <= FEW {
             return Some(vec![self.jobs.remove(first)?]);
         }
         let (together, others): (Vec<Job>, Vec<Job>) = self.jobs.drain(..).partition(|job| job.device == device);
@@ -551,5 +578,18 @@ mod tests {
         assert!(state.under_way.iter().any(|sync| sync.reaches(&one.inner)) && !state.under_way.iter().any(|sync| sync.reaches(&other.inner)));
         syncer.shared.tell(jobs, &Err(io::Error::from_raw_os_error(5)));
         assert!(one.has_failed() && !other.has_failed());
+    }
+
+    #[test]
+    fn a_file_system_is_synced_by_the_directory_that_is_kept_of_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let syncer = Syncer::start().expect("threads");
+        let directory = Arc::new(File::open(dir.path()).expect("a directory"));
+        let file = files(&dir, 1).remove(0);
+        let job = |device| Job { file: Arc::clone(&file), device, since: Instant::now(), whole: true, of: Weak::new(), is_due: false, asked: None };
+        let device = directory.metadata().expect("looked at").dev();
+        syncer.keep(Arc::clone(&directory)).expect("kept");
+        assert!(Arc::ptr_eq(&syncer.shared.whole(&job(device)), &directory));
+        assert!(Arc::ptr_eq(&syncer.shared.whole(&job(device + 1)), &file), "of another there is none");
     }
 }

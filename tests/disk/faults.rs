@@ -1,11 +1,13 @@
 //! A disk that refuses writes, and limits of the system (D6, F11).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{STEREO_FRAME, all_recorded, connect, eager, files, metric, pcm, reasons, recording};
 use crate::support::egress_peer::counter_pcm;
 use crate::support::faults::{Strace, frames_for_players};
 use crate::support::machine::skip;
+use crate::support::speaker::{recorded, speak, speech};
 use crate::support::test_app::read_wav;
 
 const MIB: usize = 1 << 20;
@@ -86,6 +88,37 @@ async fn d5_a_failed_sync_is_never_taken_back_and_the_next_segment_has_what_come
     let ends: Vec<_> = segments.iter().map(|segment| (segment["endReason"].as_str().unwrap(), segment["suspect"].as_bool().unwrap())).collect();
     assert_eq!(ends, [("failed", true), ("closed", false)], "{recording}");
     assert!(pcm(&files(&app, &recording)) == sent[..bytes], "nothing is lost by it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_a_file_system_that_fails_to_sync_makes_each_file_suspect_that_was_open_and_no_other() {
+    // More than are synced one by one.
+    const MANY: u32 = 12;
+    let app = eager().start().await;
+    let mut speakers = Vec::new();
+    for number in 0..MANY {
+        speakers.push(speak(&app, number, 120).await);
+    }
+    app.eventually("all have a file", async || (app.wav_files().len() == MANY as usize).then_some(())).await;
+    // Each thread that syncs fails once: what the kernel tells of one failure depends on the descriptor that is asked, so it is always the same.
+    let Some(failing) = Strace::inject(&app, Some("syncfs"), "error=EIO:when=1", Some(&app.audio_dir())) else { return };
+    app.eventually("all go on in another file", async || (app.wav_files().len() >= 2 * MANY as usize).then_some(())).await;
+    drop(failing);
+    let mut sent = BTreeMap::new();
+    for speaker in speakers {
+        let spoken = speaker.await.unwrap();
+        sent.insert(spoken.number, spoken.sent);
+    }
+    let kept = recorded(&app).await;
+    for (number, sent) in sent {
+        let (track, last) = (&kept[&number], kept[&number].rows.len() - 1);
+        for (at, row) in track.rows.iter().enumerate() {
+            let expected = if at == last { ("closed", false) } else { ("failed", true) };
+            assert_eq!((row["endReason"].as_str().unwrap(), row["suspect"].as_bool().unwrap()), expected, "{:?}", track.rows);
+        }
+        assert!(track.ended && track.pcm == speech(number, sent), "nothing is lost by it: p{number}");
+    }
+    assert_eq!(metric(&app, "live_meeting_tracks_given_up_total").await, 0.0);
 }
 
 #[tokio::test]
