@@ -47,6 +47,8 @@ use crate::recording::wav_header::MAX_DATA_BYTES;
 const MAILBOX_CAPACITY: usize = 64;
 /// The most of a segment: one append below what a WAV file may hold.
 pub const MAX_SEGMENT_BYTES: u64 = MAX_DATA_BYTES - 2 * MAX_APPEND_BYTES;
+/// How much longer a segment is when it would end where silence may be missing: that is known 10 s after a pause (`audio::sample_clock`).
+const LATEST_ROTATION: Duration = Duration::from_secs(30);
 /// How often a disk that takes nothing is tried again.
 pub const NOT_NOW_RETRY: Duration = Duration::from_secs(1);
 
@@ -131,7 +133,8 @@ pub struct BufferActor {
     spooled_bytes: u64,
     edge: Edge,
     in_flight: InFlight<Batch>,
-    segment_is_full: bool,
+    /// As its writer last said.
+    segment_bytes: u64,
     /// The disk takes nothing.
     waiting: bool,
     drained: Vec<oneshot::Sender<()>>,
@@ -161,7 +164,7 @@ impl BufferActor {
             spooled_bytes: 0,
             edge: Edge::Ready,
             in_flight: InFlight::default(),
-            segment_is_full: false,
+            segment_bytes: 0,
             waiting: false,
             drained: Vec::new(),
         }
@@ -246,8 +249,9 @@ impl BufferActor {
             return self.tell_drained();
         }
         let after_silence = self.spool.takes_new_segment();
-        if std::mem::take(&mut self.segment_is_full) || after_silence {
+        if after_silence || self.segment_is_full() {
             // Only now that there is more: a track that ends here ends in this segment.
+            self.segment_bytes = 0;
             self.edge = Edge::Waiting { again: None };
             let reason = if after_silence { EndReason::Gap } else { EndReason::Rotated };
             let full = SegmentFull { generation: self.params.writer.generation, reason };
@@ -256,6 +260,14 @@ impl BufferActor {
         if let Some(batch) = self.spool.next_batch(self.params.format) {
             self.append(batch, ctx);
         }
+    }
+
+    /// Silence that may be missing in front of audio of this segment is put into it before the next one begins.
+    fn segment_is_full(&self) -> bool {
+        let (bytes, limit) = (self.segment_bytes, self.params.writer.limit_bytes);
+        let may_be_filled = (self.sample_clock.is_undecided() || self.spool.moves_audio()) && self.spool.taken_bytes() > self.hole_at;
+        let latest = MAX_SEGMENT_BYTES.min(limit + self.params.format.bytes_in(LATEST_ROTATION));
+        bytes >= limit && (bytes >= latest || !may_be_filled)
     }
 
     fn on_appended(&mut self, reply: Result<Result<Appended, RecordingError>, MailboxError>, batch: Batch, generation: u32, ctx: &mut Context<Self>) {
@@ -270,7 +282,7 @@ impl BufferActor {
                 self.params.budget.give_back(batch.memory_bytes);
                 self.params.stats.spooled_bytes.store(self.spooled_bytes, Relaxed);
                 self.params.stats.note_recorded(batch.pieces.iter().map(Piece::file_bytes).sum());
-                self.segment_is_full = segment_bytes >= self.params.writer.limit_bytes;
+                self.segment_bytes = if generation == self.params.writer.generation { segment_bytes } else { 0 };
                 return self.append_next(ctx);
             }
             Ok(Err(RecordingError::NotNow { what, cause })) => {
@@ -392,6 +404,7 @@ impl Handler<UseWriter> for BufferActor {
 
     fn handle(&mut self, writer: UseWriter, ctx: &mut Context<Self>) {
         self.params.writer = writer;
+        self.segment_bytes = 0;
         match std::mem::replace(&mut self.edge, Edge::Ready) {
             Edge::Waiting { again: Some(batch) } => self.append(batch, ctx),
             Edge::Waiting { again: None } | Edge::Ready => self.append_next(ctx),

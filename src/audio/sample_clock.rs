@@ -159,6 +159,11 @@ impl SampleClock {
         Verdict::Lacks(self.fill(lack, time))
     }
 
+    /// Whether something may be missing, which is found out by what comes.
+    pub fn is_undecided(&self) -> bool {
+        self.hole.is_some()
+    }
+
     /// How much faster the sender's clock runs than ours, once that can be told.
     pub fn drift(&self) -> Option<Drift> {
         self.drift.told()

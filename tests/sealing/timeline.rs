@@ -148,8 +148,13 @@ fn notes(app: &TestApp) -> Vec<String> {
 
 #[tokio::test]
 async fn t1_a_pause_is_filled_in_its_place_and_nothing_behind_it_is_told_elsewhere() {
-    // In one file; with the next file behind the hole; and with a hole that is found when the next file has begun.
-    tokio::join!(pauses_and_mutes("1h", End::Closed), pauses_and_mutes("4s", End::Closed), pauses_and_mutes("2s", End::Closed));
+    // In one file; with the next file behind the hole; with a hole that is found when the next file has begun; and with a file that would end before it is.
+    tokio::join!(
+        pauses_and_mutes("1h", End::Closed),
+        pauses_and_mutes("4s", End::Closed),
+        pauses_and_mutes("2s", End::Closed),
+        pauses_and_mutes("2500ms", End::Closed)
+    );
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ pub struct Spool {
     waiting: VecDeque<Waiting>,
     /// Bytes that it was given for files, ever.
     filed_bytes: u64,
+    /// Those of them that an append took.
+    taken_bytes: u64,
     /// What comes next begins a new segment.
     begins_segment: bool,
 }
@@ -60,6 +62,15 @@ impl Spool {
         self.filed_bytes
     }
 
+    pub fn taken_bytes(&self) -> u64 {
+        self.taken_bytes
+    }
+
+    /// Whether silence waits that goes in front of audio.
+    pub fn moves_audio(&self) -> bool {
+        self.waiting.iter().any(|waiting| matches!(waiting.piece, Piece::Missing { behind, .. } if behind > 0))
+    }
+
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -85,6 +96,7 @@ impl Spool {
             }
             pieces.push(piece);
         }
+        self.taken_bytes += bytes;
         Some(Batch { pieces: pieces.into(), arrived, arrived_at, memory_bytes })
     }
 }
