@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 
-use super::readers::{Held, assert_all_read, segments};
+use super::readers::{Held, LEAST_HOLE, assert_all_read, segments};
 use crate::support::egress_peer::{EgressPeer, counter_pcm};
 use crate::support::strace::Strace;
 use crate::support::test_app::{Stopped, TestApp};
@@ -123,9 +123,6 @@ async fn dies_at((from, call, nth): &Boundary) -> (Stopped, bool) {
     }
 }
 
-/// Silence of less is never put in for a sender that was held up, as `strace` and other work hold up this one.
-const LEAST_HOLE: usize = 24_000;
-
 /// Asserts that the files hold, one behind the other, the beginning of what was sent, and silence where that came late; and how many frames of it.
 #[track_caller]
 fn assert_beginning(files: &[Held], boundary: &Boundary) -> usize {
@@ -140,11 +137,6 @@ fn assert_beginning(files: &[Held], boundary: &Boundary) -> usize {
     }
     assert!(filled == 0 || filled >= LEAST_HOLE, "{boundary:?}: {filled} frames of silence are nobody's");
     sent.len() / 4 - said.len()
-}
-
-/// Whether what moves in it is written down beside it.
-fn is_moving(file: &Held) -> bool {
-    file.path.with_file_name(format!(".{}.move", file.path.file_name().unwrap().to_str().unwrap())).exists()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -170,7 +162,7 @@ async fn d2_a_kill_before_any_call_to_the_kernel_leaves_what_a_start_makes_whole
     let left: Vec<Vec<Held>> = deaths.iter().map(|(_, stopped, _)| stopped.wav_files().into_iter().map(Held::read).collect()).collect();
     // Where audio was being moved some of it may be there twice, or not yet: what was declared is to be told truly once it is repaired.
     let kept = |(files, (boundary, ..)): (&Vec<Held>, &(Boundary, Stopped, bool))| {
-        let sent = if files.iter().any(is_moving) { 0 } else { assert_beginning(files, boundary) };
+        let sent = if files.iter().any(|file| file.is_moving) { 0 } else { assert_beginning(files, boundary) };
         (sent, files.iter().map(|file| file.frames).sum())
     };
     let kept: Vec<(usize, u64)> = left.iter().zip(&deaths).map(kept).collect();
@@ -181,7 +173,7 @@ async fn d2_a_kill_before_any_call_to_the_kernel_leaves_what_a_start_makes_whole
         let files: Vec<Held> = app.wav_files().into_iter().map(Held::read).collect();
         assert!(assert_beginning(&files, boundary) >= sent, "{boundary:?}: a start takes nothing away");
         assert!(files.iter().map(|file| file.frames).sum::<u64>() >= frames, "{boundary:?}: a start takes nothing away that was declared");
-        assert!(!files.iter().any(is_moving), "{boundary:?}: nothing moves any more");
+        assert!(!files.iter().any(|file| file.is_moving), "{boundary:?}: nothing moves any more");
         let rows = segments(&app.items("/api/v1/recordings").await);
         for file in &files {
             // A file that had just been made may be without a row; one that has it is told truly.

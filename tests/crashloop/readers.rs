@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::support::machine::{has_tools, output};
+use crate::support::test_app::sidecar;
 
 /// What one file holds by its own header: whole frames of 48 kHz stereo, and the samples.
 #[derive(Debug)]
@@ -13,7 +14,14 @@ pub struct Held {
     pub path: PathBuf,
     pub frames: u64,
     pub pcm: Vec<u8>,
+    /// How it ended, where its sidecar says so.
+    pub ended: Option<String>,
+    /// What moves in it is written down beside it: some of that may be there twice, or not yet.
+    pub is_moving: bool,
 }
+
+/// Silence of less is never put in for a sender that pauses, or is held up as other work holds it up.
+pub const LEAST_HOLE: usize = 24_000;
 
 impl Held {
     /// Reads a file as its header declares it, which must not be more than there is.
@@ -25,7 +33,9 @@ impl Held {
         assert_eq!(size(4), declared + 36, "{}: both sizes are of one write", path.display());
         assert!(44 + declared <= bytes.len(), "{}: {declared} bytes are declared, {} are there", path.display(), bytes.len() - 44);
         assert_eq!(declared % 4, 0, "{}: a torn frame is declared", path.display());
-        Self { frames: declared as u64 / 4, pcm: bytes[44..44 + declared].to_vec(), path }
+        let ended = sidecar(&path).map(|told| told["endReason"].as_str().unwrap().to_owned());
+        let is_moving = path.with_file_name(format!(".{}.move", path.file_name().unwrap().to_str().unwrap())).exists();
+        Self { frames: declared as u64 / 4, pcm: bytes[44..44 + declared].to_vec(), ended, is_moving, path }
     }
 
     /// The counters in its frames.
@@ -33,13 +43,16 @@ impl Held {
         self.pcm.chunks_exact(4).map(|frame| u32::from_le_bytes(frame.try_into().unwrap()))
     }
 
-    /// Asserts that the counters go up one by one, and hands over the first.
+    /// Asserts that the counters go up one by one, but for silence that was put in, and hands over the first and the last.
     #[track_caller]
-    pub fn contiguous(&self) -> Option<u32> {
-        let first = self.counters().next()?;
-        let broken = (first..).zip(self.counters()).position(|(expected, counter)| counter != expected);
-        assert_eq!(broken, None, "{}: the counters break at this frame of {}", self.path.display(), self.frames);
-        Some(first)
+    pub fn contiguous(&self) -> Option<(u32, u32)> {
+        let spoken = || self.counters().filter(|counter| *counter != 0);
+        let first = spoken().next()?;
+        let broken = (first..).zip(spoken()).find(|(expected, counter)| counter != expected);
+        assert_eq!(broken, None, "{}: the counters break, of {} frames", self.path.display(), self.frames);
+        let silent = self.frames as usize - spoken().count();
+        assert!(silent == 0 || silent >= LEAST_HOLE, "{}: {silent} frames of silence are nobody's", self.path.display());
+        Some((first, spoken().last()?))
     }
 }
 
