@@ -122,6 +122,33 @@ async fn d5_a_file_system_that_fails_to_sync_makes_each_file_suspect_that_was_op
 }
 
 #[tokio::test]
+async fn d5_where_what_moves_cannot_be_synced_its_file_is_suspect_and_the_next_segment_has_what_comes() {
+    let app = eager().start().await;
+    let sent = counter_pcm(48_000 * 60, 1);
+    let mut peer = connect(&app, "ana").await;
+    let (first, rest) = sent.split_at(384_000);
+    peer.send_realtime(first).await.unwrap();
+    let file = app.wav_file();
+    let moving = file.with_file_name(format!(".{}.move", file.file_name().unwrap().to_str().unwrap()));
+    let Some(failing) = Strace::inject(&app, Some("fsync"), "error=EIO:when=1", Some(&moving)) else { return };
+    // A pause that is filled where audio has come since.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut rest = rest.chunks(19_200);
+    while app.wav_files().len() < 2 {
+        peer.send_realtime(rest.next().expect("it is filled within a minute")).await.unwrap();
+    }
+    drop(failing);
+    let bytes = peer.sent().audio_bytes;
+    peer.close_and_wait().await;
+    let recording = recording(&app, "ana").await;
+    let segments = recording["segments"].as_array().unwrap();
+    let ends: Vec<_> = segments.iter().map(|segment| (segment["endReason"].as_str().unwrap(), segment["suspect"].as_bool().unwrap())).collect();
+    assert_eq!(ends, [("failed", true), ("closed", false)], "{recording}");
+    let spoken: Vec<u8> = pcm(&files(&app, &recording)).as_chunks::<4>().0.iter().filter(|frame| **frame != [0; 4]).flatten().copied().collect();
+    assert!(spoken == sent[..bytes], "nothing is lost by it, or there twice");
+}
+
+#[tokio::test]
 async fn d3_a_sync_that_does_not_come_back_is_told_of_and_costs_nothing() {
     let app = eager().start().await;
     let sent = counter_pcm(48_000 * 60, 1);
