@@ -204,8 +204,19 @@ fn forget(removed: io::Result<()>, file: &str) {
 /// What the file system says.
 pub fn read(media: &Path) -> io::Result<Known> {
     let file = media.file_name().unwrap_or_default().to_string_lossy();
+    parsed(no_follow(OpenOptions::new().read(true)).open(media.with_file_name(name_of(&file))))
+}
+
+/// The same for a file of an opened directory.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_in(directory: &Directory, file: &str) -> io::Result<Known> {
+    parsed(directory.open_file(&name_of(file)))
+}
+
+fn parsed(opened: io::Result<File>) -> io::Result<Known> {
     let mut text = Vec::new();
-    let opened = no_follow(OpenOptions::new().read(true)).open(media.with_file_name(name_of(&file)));
     match opened.and_then(|mut notes| notes.read_to_end(&mut text)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Known::default()),
         read => read?,
@@ -361,13 +372,13 @@ mod tests {
     }
 
     #[test]
-    fn notes_that_nobody_can_read_keep_no_file_from_its_repair_and_are_left() {
+    fn d5_notes_that_nobody_can_read_keep_no_file_from_its_repair_and_make_it_suspect_and_are_left() {
         let dir = tempfile::tempdir().expect("a directory");
         let media = dir.path().join("x.wav");
         std::fs::write(&media, [wav_header::encode(PcmFormat::LIVEKIT, 0).to_vec(), vec![1; 400]].concat()).expect("written");
         let notes = dir.path().join(".x.wav.notes");
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), &notes).expect("a link, which is not followed");
-        assert!(matches!(repair(&Interrupted::file(media)), Ok(Outcome::Recovered(_))));
+        assert!(matches!(repair(&Interrupted::file(media)), Ok(Outcome::Recovered(sidecar)) if sidecar.suspect));
         assert!(notes.is_symlink());
     }
 

@@ -147,7 +147,9 @@ fn mend(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) ->
     let noted = notes::read(path)
         .inspect_err(|error| log::error!("what was noted of an interrupted file cannot be read and is left path={path:?} error={error}"));
     let is_all_told = noted.is_ok();
-    let sidecar = Box::new(describe(interrupted, &measured, &noted.unwrap_or_default(), metadata.modified()?, booted_at));
+    // It may be that a sync had failed.
+    let noted = noted.unwrap_or_else(|_| Known { suspect: true, ..Known::default() });
+    let sidecar = Box::new(describe(interrupted, &measured, &noted, metadata.modified()?, booted_at));
     if mode == Mode::DryRun {
         return Ok(Mended::Ready(Outcome::Recovered(sidecar)));
     }

@@ -18,7 +18,7 @@ use crate::db::{DbError, Store};
 use crate::fail_point;
 use crate::ids::SegmentId;
 use crate::recording::hash::sha256_of;
-use crate::recording::notes;
+use crate::recording::notes::{self, Known};
 use crate::recording::repair::look;
 use crate::recording::root::{Directory, Root};
 use crate::recording::sidecar::{MediaFormat, Sidecar};
@@ -163,9 +163,9 @@ impl Worker {
         let is_suspect = row.seal.as_ref().is_some_and(|seal| seal.suspect);
         let sidecar = match Sidecar::read_in(&directory, name)? {
             // Killed before the row had it.
-            Some(Sidecar { sha256: Some(sha256), .. }) => {
-                notes::remove(&directory, name);
-                return Ok(Some(sha256));
+            Some(sidecar @ Sidecar { sha256: Some(_), .. }) => {
+                remove_notes(&directory, name, &sidecar);
+                return Ok(sidecar.sha256);
             }
             // A repair may not have known what the row does.
             Some(sidecar) => Sidecar { suspect: sidecar.suspect || is_suspect, ..sidecar },
@@ -178,9 +178,9 @@ impl Worker {
     fn complete(&self, directory: &Directory, name: &str, sidecar: Sidecar) -> io::Result<Option<String>> {
         let started = Instant::now();
         let Some(hashed) = sha256_of(directory.open_file(name)?, &self.stop)? else { return Ok(None) };
-        Sidecar { sha256: Some(hashed.sha256.clone()), ..sidecar }.write_in(directory, name)?;
-        // Of a file that got its sidecar only now, or whose end was interrupted right behind it.
-        notes::remove(directory, name);
+        let sidecar = Sidecar { sha256: Some(hashed.sha256.clone()), ..sidecar };
+        sidecar.write_in(directory, name)?;
+        remove_notes(directory, name, &sidecar);
         log::debug!("hashed a finished file file={name:?} bytes={} took_ms={}", hashed.bytes, started.elapsed().as_millis());
         Ok(Some(hashed.sha256))
     }
@@ -217,7 +217,66 @@ impl Worker {
     }
 }
 
+/// Of a file that got its sidecar only now, or whose end was interrupted right behind it. What a repair could not read stays, for somebody to look at; who
+/// finished a file himself knew all of it.
+fn remove_notes(directory: &Directory, name: &str, sidecar: &Sidecar) {
+    let is_told =
+        |noted: &Known| noted.in_file(sidecar.frames, sidecar.format != MediaFormat::Wav) == (sidecar.gaps.clone(), sidecar.mute_spans.clone());
+    if !sidecar.recovered || notes::read_in(directory, name).is_ok_and(|noted| is_told(&noted)) {
+        notes::remove(directory, name);
+    }
+}
+
 fn by_row(row: SegmentInContext, media: MediaFormat) -> io::Result<Sidecar> {
     let ended_at = row.segment.ended_at.ok_or(io::ErrorKind::InvalidData)?.and_utc();
     Ok(sidecar_by_row(row, media, ended_at))
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::super::{Origin, sidecar_of};
+    use super::*;
+    use crate::audio::format::PcmFormat;
+    use crate::db::rows::seals::Seal;
+    use crate::db::rows::{ClosedSegment, EndReason};
+    use crate::recording::path::SegmentName;
+
+    /// A WAV file of 10 frames of zeros, and what its sidecar is to say.
+    fn stage(recovered: bool) -> (tempfile::TempDir, Directory, Sidecar) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let directory = Root::open(dir.path()).and_then(|root| root.make_directory("RM".as_ref())).expect("a directory");
+        std::fs::write(dir.path().join("RM/x.wav"), [0; 84]).expect("written");
+        let closed = ClosedSegment {
+            id: SegmentId::new("1"),
+            format: PcmFormat::LIVEKIT,
+            frames: 10,
+            bytes: 40,
+            ended_at: DateTime::UNIX_EPOCH,
+            reason: EndReason::Closed,
+            gaps: Vec::new(),
+            seal: Seal { recovered, ..Seal::default() },
+        };
+        let name = SegmentName { meeting: "RM".to_owned(), room: "room".to_owned(), participant: None, track: None };
+        let origin = Origin { name, file: "x.wav".to_owned(), format: MediaFormat::Wav, started_at: DateTime::UNIX_EPOCH };
+        (dir, directory, sidecar_of(&closed, origin))
+    }
+
+    #[test]
+    fn only_notes_of_which_the_sidecar_tells_all_are_removed() {
+        let gap = r#"{"keptGaps":0,"gaps":[{"startFrame":1,"frames":2,"reason":"missing"}],"putInFront":0,"keptMuteSpans":0,"muteSpans":[],"first":0,"suspect":false}"#;
+        for (recovered, noted, is_left) in [(false, gap, false), (true, "", false), (true, "torn", false), (true, gap, true)] {
+            let (dir, directory, sidecar) = stage(recovered);
+            let notes = dir.path().join("RM/.x.wav.notes");
+            std::fs::write(&notes, noted).expect("written");
+            remove_notes(&directory, "x.wav", &sidecar);
+            assert_eq!(notes.exists(), is_left, "{recovered} {noted}");
+        }
+        let (dir, directory, sidecar) = stage(true);
+        let notes = dir.path().join("RM/.x.wav.notes");
+        std::os::unix::fs::symlink("nowhere", &notes).expect("linked");
+        remove_notes(&directory, "x.wav", &sidecar);
+        assert!(std::fs::symlink_metadata(&notes).is_ok(), "what nobody can read is left");
+    }
 }

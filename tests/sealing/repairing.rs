@@ -229,3 +229,15 @@ async fn s3_a_file_behind_a_directory_that_became_a_link_is_not_touched() {
     assert!(std::fs::read(&file).unwrap() == before && sidecar(&file).is_none());
     assert!(app.log().contains("has no file that could be repaired"), "{}", app.log());
 }
+
+#[tokio::test]
+async fn d5_a_file_whose_notes_nobody_can_read_is_suspect_and_they_outlast_its_hash() {
+    let dir = killed_while_writing(&[(name(0), interrupted_wav(4_000, 0, 3))]).await;
+    let notes = audio_dir(dir.path()).join("room").join(format!(".{}.notes", name(0)));
+    std::os::unix::fs::symlink("nowhere", &notes).unwrap();
+    let app = TestApp::builder().open().dir(&dir).start().await;
+    let hashed = async || Some(app.get_json("/api/v1/recordings/r0000").await["segments"][0].clone()).filter(|segment| segment["sha256"].is_string());
+    let segment = app.eventually("the row has its hash", hashed).await;
+    assert_eq!((&segment["frames"], &segment["recovered"], &segment["suspect"]), (&json!(1_000), &json!(true), &json!(true)));
+    assert!(std::fs::symlink_metadata(&notes).is_ok(), "somebody is to look at them");
+}
