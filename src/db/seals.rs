@@ -21,6 +21,11 @@ impl Store {
         run!(self, writer, seals::set_hashes(&hashes))
     }
 
+    /// The file of a segment is not what it was sealed as.
+    pub async fn call_suspect(&self, segment: SegmentId) -> Result<(), DbError> {
+        run!(self, writer, seals::call_suspect(&segment))
+    }
+
     /// Finished files of this server that have no hash yet: so many of those behind a segment's id.
     pub async fn without_hash(&self, formats: Vec<&'static str>, after: String, limit: i64) -> Result<Vec<SegmentInContext>, DbError> {
         let host = self.host();

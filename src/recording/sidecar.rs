@@ -14,6 +14,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::root::Directory;
+use super::wav_header::HEADER_BYTES;
 use crate::audio::format::PcmFormat;
 use crate::audio::gaps::{Gap, MutedFrames};
 use crate::ids::SegmentId;
@@ -105,6 +106,14 @@ impl Sidecar {
     pub fn pcm_format(&self) -> Option<PcmFormat> {
         let (sample_rate, channels) = self.sample_rate.zip(self.channels)?;
         (sample_rate > 0 && channels > 0).then_some(PcmFormat { sample_rate, channels })
+    }
+
+    /// How long the file is by its word.
+    pub fn file_bytes(&self) -> u64 {
+        match self.format {
+            MediaFormat::Wav => HEADER_BYTES + self.bytes,
+            MediaFormat::H264 | MediaFormat::Ivf => self.bytes,
+        }
     }
 
     /// The sidecar of a file, if it has one.

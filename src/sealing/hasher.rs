@@ -69,7 +69,7 @@ impl Hasher {
     pub fn start(store: Store, shelves: Vec<Shelf>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let stop = Arc::<AtomicBool>::default();
-        let worker = Worker { store: store.clone(), shelves, stop: Arc::clone(&stop), failed: HashSet::new() };
+        let worker = Worker { store: store.clone(), shelves, stop: Arc::clone(&stop), failed: HashSet::new(), spoilt: HashSet::new() };
         std::thread::Builder::new().name("hasher".to_owned()).spawn(move || {
             // On Linux, none is the calling thread alone.
             if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
@@ -93,6 +93,18 @@ struct Worker {
     stop: Arc<AtomicBool>,
     /// Files that could not be hashed, until they are tried again.
     failed: HashSet<String>,
+    /// Files that are not as long as they were sealed: said once, and looked at again by the next start.
+    spoilt: HashSet<String>,
+}
+
+/// What came of a file.
+enum Outcome {
+    /// The digest, which the sidecar has.
+    Hashed(String),
+    /// Told to stop.
+    Stopped,
+    /// It is not as long as it was sealed, and a digest would vouch for what it is now.
+    Spoilt,
 }
 
 impl Worker {
@@ -132,12 +144,16 @@ impl Worker {
                     since = Instant::now();
                 }
                 let id = row.segment.id.clone();
-                if self.failed.contains(&id) {
+                if self.failed.contains(&id) || self.spoilt.contains(&id) {
                     continue;
                 }
                 match self.hash(row) {
-                    Ok(Some(sha256)) => hashed.push((SegmentId::new(id), sha256)),
-                    Ok(None) => return self.store.set_hashes(hashed).await,
+                    Ok(Outcome::Hashed(sha256)) => hashed.push((SegmentId::new(id), sha256)),
+                    Ok(Outcome::Stopped) => return self.store.set_hashes(hashed).await,
+                    Ok(Outcome::Spoilt) => {
+                        self.spoilt.insert(id.clone());
+                        self.store.call_suspect(SegmentId::new(id)).await?;
+                    }
                     Err(error) => {
                         // Who moved it away knows.
                         let level = if error.kind() == io::ErrorKind::NotFound { log::Level::Debug } else { log::Level::Warn };
@@ -149,47 +165,39 @@ impl Worker {
         }
     }
 
-    /// The digest, when the sidecar has it. `None` when told to stop.
-    fn hash(&self, row: SegmentInContext) -> io::Result<Option<String>> {
+    fn hash(&self, row: SegmentInContext) -> io::Result<Outcome> {
         // One file's trouble is not that of the files behind it.
         catch_unwind(AssertUnwindSafe(|| self.hash_file(row))).unwrap_or_else(|_| Err(io::Error::other("hashing it panicked")))
     }
 
-    fn hash_file(&self, row: SegmentInContext) -> io::Result<Option<String>> {
+    fn hash_file(&self, row: SegmentInContext) -> io::Result<Outcome> {
         fail_point::pass("hasher-file");
         let shelf = self.shelves.iter().find(|shelf| shelf.format == row.segment.format).ok_or(io::ErrorKind::NotFound)?;
         let path = PathBuf::from(&row.segment.path);
         let (directory, name) = shelf.place(&path)?;
         let is_suspect = row.seal.as_ref().is_some_and(|seal| seal.suspect);
-        let sidecar = match Sidecar::read_in(&directory, name)? {
-            // Killed before the row had it.
-            Some(sidecar @ Sidecar { sha256: Some(_), .. }) => {
-                remove_notes(&directory, name, &sidecar);
-                return Ok(sidecar.sha256);
-            }
+        let beside = Sidecar::read_in(&directory, name)?;
+        // Killed before the row had it.
+        if let Some(sidecar) = &beside
+            && let Some(sha256) = &sidecar.sha256
+        {
+            remove_notes(&directory, name, sidecar);
+            return Ok(Outcome::Hashed(sha256.clone()));
+        }
+        let is_beside = beside.is_some();
+        let sidecar = match beside {
             // A repair may not have known what the row does.
             Some(sidecar) => Sidecar { suspect: sidecar.suspect || is_suspect, ..sidecar },
             None => by_row(row, shelf.media)?,
         };
-        self.complete(&directory, name, sidecar)
-    }
-
-    /// The digest goes into the sidecar.
-    fn complete(&self, directory: &Directory, name: &str, sidecar: Sidecar) -> io::Result<Option<String>> {
-        let started = Instant::now();
-        let Some(hashed) = sha256_of(directory.open_file(name)?, &self.stop)? else { return Ok(None) };
-        let sidecar = Sidecar { sha256: Some(hashed.sha256.clone()), ..sidecar };
-        sidecar.write_in(directory, name)?;
-        remove_notes(directory, name, &sidecar);
-        log::debug!("hashed a finished file file={name:?} bytes={} took_ms={}", hashed.bytes, started.elapsed().as_millis());
-        Ok(Some(hashed.sha256))
+        complete(&directory, name, sidecar, is_beside, &self.stop)
     }
 
     /// The same of a file of which the database knows nothing.
     fn hash_stray(&self, shelf: &Shelf, path: &Path) -> io::Result<()> {
         let (directory, name) = shelf.place(path.strip_prefix(shelf.root.path()).unwrap_or(path))?;
         match Sidecar::read_in(&directory, name)? {
-            Some(sidecar) if sidecar.sha256.is_none() => self.complete(&directory, name, sidecar).map(drop),
+            Some(sidecar) if sidecar.sha256.is_none() => complete(&directory, name, sidecar, true, &self.stop).map(drop),
             Some(_) | None => Ok(()),
         }
     }
@@ -215,6 +223,28 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// The digest goes into the sidecar.
+fn complete(directory: &Directory, name: &str, sidecar: Sidecar, is_beside: bool, stop: &AtomicBool) -> io::Result<Outcome> {
+    let started = Instant::now();
+    let Some(hashed) = sha256_of(directory.open_file(name)?, stop)? else { return Ok(Outcome::Stopped) };
+    if hashed.bytes != sidecar.file_bytes() {
+        let (bytes, sealed) = (hashed.bytes, sidecar.file_bytes());
+        log::error!(
+            "a finished file is not as long as it was sealed, it gets no hash and is suspect file={name:?} bytes={bytes} sealed_bytes={sealed}"
+        );
+        // A file whose sidecar would be made of its row may still be repaired by hand.
+        if is_beside {
+            Sidecar { suspect: true, ..sidecar }.write_in(directory, name)?;
+        }
+        return Ok(Outcome::Spoilt);
+    }
+    let sidecar = Sidecar { sha256: Some(hashed.sha256.clone()), ..sidecar };
+    sidecar.write_in(directory, name)?;
+    remove_notes(directory, name, &sidecar);
+    log::debug!("hashed a finished file file={name:?} bytes={} took_ms={}", hashed.bytes, started.elapsed().as_millis());
+    Ok(Outcome::Hashed(hashed.sha256))
 }
 
 /// Of a file that got its sidecar only now, or whose end was interrupted right behind it. What a repair could not read stays, for somebody to look at; who
@@ -243,11 +273,10 @@ mod tests {
     use crate::db::rows::{ClosedSegment, EndReason};
     use crate::recording::path::SegmentName;
 
-    /// A WAV file of 10 frames of zeros, and what its sidecar is to say.
+    /// A directory for a WAV file of 10 frames, and what its sidecar is to say.
     fn stage(recovered: bool) -> (tempfile::TempDir, Directory, Sidecar) {
         let dir = tempfile::tempdir().expect("a directory");
         let directory = Root::open(dir.path()).and_then(|root| root.make_directory("RM".as_ref())).expect("a directory");
-        std::fs::write(dir.path().join("RM/x.wav"), [0; 84]).expect("written");
         let closed = ClosedSegment {
             id: SegmentId::new("1"),
             format: PcmFormat::LIVEKIT,
@@ -261,6 +290,20 @@ mod tests {
         let name = SegmentName { meeting: "RM".to_owned(), room: "room".to_owned(), participant: None, track: None };
         let origin = Origin { name, file: "x.wav".to_owned(), format: MediaFormat::Wav, started_at: DateTime::UNIX_EPOCH };
         (dir, directory, sidecar_of(&closed, origin))
+    }
+
+    #[test]
+    fn d8_a_file_that_is_not_as_long_as_it_was_sealed_gets_no_hash() {
+        let go = AtomicBool::new(false);
+        for (length, is_beside) in [(84, true), (84, false), (80, true), (88, true), (80, false)] {
+            let (dir, directory, sidecar) = stage(false);
+            std::fs::write(dir.path().join("RM/x.wav"), vec![0; length]).expect("written");
+            let outcome = complete(&directory, "x.wav", sidecar, is_beside, &go).expect("no fault");
+            let told = Sidecar::read_in(&directory, "x.wav").expect("read").map(|told| (told.sha256.is_some(), told.suspect));
+            let is_whole = length == 84;
+            assert_eq!(matches!(outcome, Outcome::Hashed(_)), is_whole, "{length}");
+            assert_eq!(told, (is_whole || is_beside).then_some((is_whole, !is_whole)), "{length}");
+        }
     }
 
     #[test]

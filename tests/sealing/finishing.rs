@@ -144,6 +144,42 @@ async fn a_file_that_has_no_hash_yet_gets_it_after_the_next_start() {
     assert!(std::fs::read(&path).unwrap() == before);
 }
 
+#[tokio::test]
+async fn d8_a_file_that_changed_between_its_seal_and_its_hash_gets_none_and_is_suspect() {
+    let app = TestApp::builder().open().start().await;
+    let mut files = Vec::new();
+    for participant in ["cut", "grown"] {
+        let mut peer = EgressPeer::connect(app.addr, &PATH.replace("ana", participant)).await.unwrap();
+        peer.send_pcm(&counter_pcm(4_800, 7)).await.unwrap();
+        peer.close_and_wait().await;
+        let path = app.wav_files().into_iter().find(|path| !files.contains(path)).unwrap();
+        hashed(&app, &path).await;
+        files.push(path);
+    }
+    let segments = async || app.items("/api/v1/recordings").await.into_iter().map(|recording| recording["segments"][0].clone()).collect::<Vec<_>>();
+    let all_hashed = async || segments().await.iter().all(|segment| segment["sha256"].is_string()).then_some(());
+    app.eventually("the rows have their hashes", all_hashed).await;
+    let stopped = app.kill().await;
+    // As if it had been killed before.
+    diesel::connection::SimpleConnection::batch_execute(&mut super::database(stopped.dir.path()), "UPDATE seals SET sha256 = NULL").unwrap();
+    for (path, length) in files.iter().zip([44 + 19_000, 44 + 19_300]) {
+        let mut told = sidecar(path).unwrap();
+        told["sha256"] = Value::Null;
+        std::fs::write(format!("{}.json", path.display()), told.to_string()).unwrap();
+        std::fs::File::options().write(true).open(path).unwrap().set_len(length).unwrap();
+    }
+    let app = stopped.restart().await;
+    let segments = async || app.items("/api/v1/recordings").await.into_iter().map(|recording| recording["segments"][0].clone()).collect::<Vec<_>>();
+    let all_suspect = async || segments().await.iter().all(|segment| segment["suspect"] == true).then_some(());
+    app.eventually("both are suspect", all_suspect).await;
+    assert!(segments().await.iter().all(|segment| segment["sha256"].is_null()));
+    for (path, length) in files.iter().zip([19_044, 19_344]) {
+        let told = sidecar(path).unwrap();
+        assert_eq!((&told["sha256"], &told["suspect"], &told["frames"]), (&Value::Null, &json!(true), &json!(4_800)));
+        assert!(app.log().contains(&format!("bytes={length} sealed_bytes=19244")), "{}", app.log());
+    }
+}
+
 /// The only recording below a directory.
 fn only_wav(dir: &Path) -> Option<PathBuf> {
     let mut files = std::fs::read_dir(audio_dir(dir).join("room")).ok()?.map(|entry| entry.unwrap().path());

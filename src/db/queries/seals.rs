@@ -45,6 +45,13 @@ pub async fn set_hashes(connection: &mut Connection, hashes: &[(SegmentId, Strin
     })
 }
 
+/// What is suspect stays so.
+pub async fn call_suspect(connection: &mut Connection, segment: &SegmentId) -> Result<(), DbError> {
+    let this = seals::table.filter(seals::segment_id.eq(segment.as_str()));
+    diesel::update(this).set(seals::suspect.eq(true)).execute(connection).await?;
+    Ok(())
+}
+
 /// Those of recordings.
 pub async fn of(connection: &mut Connection, recordings: &[String]) -> Result<BTreeMap<String, SealRow>, DbError> {
     let own = segments_table::table.filter(segments_table::recording_id.eq_any(recordings)).select(segments_table::id);
