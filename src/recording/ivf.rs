@@ -195,8 +195,13 @@ pub struct Walked {
 
 /// The start of a picture that is looked at: both codecs say their size within it.
 const LOOKED_AT: usize = 32;
+/// What is read at once of a run of zeros.
+const ZEROS_AT_ONCE: usize = 64 << 10;
 
 /// Goes from picture to picture through a file of `length` bytes, which `read` fills buffers from.
+///
+/// Zeros that reach the end of the file are none: a power cut leaves them where a file had grown before its pictures reached the disk. Any other picture of no
+/// bytes counts: a message is never one, but a stream that is IVF already may bring them.
 ///
 /// # Errors
 /// What `read` says, or [`io::ErrorKind::InvalidData`] for a file that this program did not write.
@@ -209,10 +214,18 @@ pub fn walk(length: u64, read: impl Fn(&mut [u8], u64) -> io::Result<()>) -> io:
     read(&mut header, 0)?;
     let header = decode_header(&header).filter(|header| header.length == HEADER_LENGTH).ok_or_else(foreign)?;
     let mut walked = Walked { bytes: HEADER_BYTES, pictures: 0, format: header.format };
+    let mut zeros_end = 0;
     while walked.bytes + FRAME_HEADER_BYTES <= length {
         let start = walked.bytes + FRAME_HEADER_BYTES;
         let mut frame_header = [0; 12];
         read(&mut frame_header, walked.bytes)?;
+        // Each run is read once, however many pictures it could be.
+        if frame_header == [0; 12] && zeros_end <= walked.bytes {
+            zeros_end = end_of_zeros(start, length, &read)?;
+        }
+        if zeros_end == length {
+            break;
+        }
         let bytes = u64::from(decode_frame_header(&frame_header).0);
         if start + bytes > length {
             break;
@@ -228,6 +241,21 @@ pub fn walk(length: u64, read: impl Fn(&mut [u8], u64) -> io::Result<()>) -> io:
         walked.pictures += 1;
     }
     Ok(walked)
+}
+
+/// Where zeros that go on from `at` end.
+fn end_of_zeros(mut at: u64, length: u64, read: impl Fn(&mut [u8], u64) -> io::Result<()>) -> io::Result<u64> {
+    let mut piece = vec![0; ZEROS_AT_ONCE];
+    while at < length {
+        let rest = usize::try_from(length - at).unwrap_or(usize::MAX).min(piece.len());
+        piece.truncate(rest);
+        read(&mut piece, at)?;
+        if let Some(zeros) = piece.iter().position(|byte| *byte != 0) {
+            return Ok(at + u64::try_from(zeros).unwrap_or(u64::MAX));
+        }
+        at += u64::try_from(rest).unwrap_or(u64::MAX);
+    }
+    Ok(length)
 }
 
 #[cfg(test)]
@@ -315,7 +343,7 @@ mod tests {
 
         #[test]
         fn d4_every_prefix_of_a_file_has_all_of_its_whole_pictures(
-            pictures in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 0..6),
+            pictures in proptest::collection::vec(proptest::collection::vec(1u8.., 1..60), 0..6),
             cut in 0usize..400,
         ) {
             let file = stream(&FORMAT, &pictures);
@@ -328,6 +356,36 @@ mod tests {
             let walked = walk_bytes(prefix).expect("it has its header");
             prop_assert_eq!((walked.pictures + 1, walked.bytes), (ends.len() as u64, ends[ends.len() - 1]));
         }
+    }
+
+    #[test]
+    fn d4_zeros_that_reach_the_end_of_a_file_are_no_pictures() {
+        let file = stream(&FORMAT, &[vec![1, 2, 3], vec![4, 5]]);
+        for zeros in [1, 11, 12, 13, 24, 4_096, 3 * ZEROS_AT_ONCE + 5] {
+            let walked = walk_bytes(&[&file[..], &vec![0; zeros]].concat()).expect("a file");
+            assert_eq!((walked.pictures, walked.bytes), (2, file.len() as u64), "{zeros}");
+        }
+        // The last picture's own end cannot be told from zeros.
+        let torn = [&file[..file.len() - 1], &[0; 500]].concat();
+        assert_eq!(walk_bytes(&torn).expect("a file").pictures, 2);
+    }
+
+    #[test]
+    fn pictures_of_no_bytes_count_where_others_follow_or_their_time_is_told() {
+        let counted = |pictures: &[Vec<u8>]| walk_bytes(&stream(&FORMAT, pictures)).expect("a file").pictures;
+        assert_eq!(counted(&[vec![], vec![1], vec![], vec![2]]), 4);
+        assert_eq!(counted(&[vec![1], vec![]]), 2);
+        assert_eq!(counted(&[vec![]]), 0, "at no time, with no bytes");
+        // Zeros in the middle are read as what they say, once.
+        let reads = std::cell::Cell::new(0);
+        let file = [stream(&FORMAT, &[vec![1]]), vec![0; 12 * 1_000], stream(&FORMAT, &[vec![2]])[32..].to_vec()].concat();
+        let walked = walk(file.len() as u64, |buffer, at| {
+            reads.set(reads.get() + buffer.len());
+            buffer.copy_from_slice(&file[at as usize..][..buffer.len()]);
+            Ok(())
+        });
+        assert_eq!(walked.expect("a file").pictures, 1_002);
+        assert!(reads.get() < 3 * file.len(), "{} of {}", reads.get(), file.len());
     }
 
     #[test]
