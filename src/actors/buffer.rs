@@ -49,6 +49,8 @@ const MAILBOX_CAPACITY: usize = 64;
 pub const MAX_SEGMENT_BYTES: u64 = MAX_DATA_BYTES - 2 * MAX_APPEND_BYTES;
 /// How much longer a segment is when it would end where silence may be missing: that is known 10 s after a pause (`audio::sample_clock`).
 const LATEST_ROTATION: Duration = Duration::from_secs(30);
+/// Gaps that a segment is told of, and those of one append: with more the next one begins, which loses nothing. As many as mute spans of a connection.
+pub const MAX_GAPS: usize = 1_000;
 /// How often a disk that takes nothing is tried again.
 pub const NOT_NOW_RETRY: Duration = Duration::from_secs(1);
 
@@ -134,7 +136,7 @@ pub struct BufferActor {
     edge: Edge,
     in_flight: InFlight<Batch>,
     /// As its writer last said.
-    segment_bytes: u64,
+    segment: Appended,
     /// The disk takes nothing.
     waiting: bool,
     drained: Vec<oneshot::Sender<()>>,
@@ -164,7 +166,7 @@ impl BufferActor {
             spooled_bytes: 0,
             edge: Edge::Ready,
             in_flight: InFlight::default(),
-            segment_bytes: 0,
+            segment: Appended::default(),
             waiting: false,
             drained: Vec::new(),
         }
@@ -200,18 +202,18 @@ impl BufferActor {
     /// Leaves out the all-zero audio of a muted track in slices of 10 ms, LiveKit's frames.
     fn record_without_silence(&mut self, audio: &Bytes, arrived: Instant, arrived_at: DateTime<Utc>) {
         let slice = usize::try_from(self.params.format.bytes_in(Duration::from_millis(10))).unwrap_or(1_920).max(4);
-        let mut start = 0;
-        while start < audio.len() {
-            let end = (start + slice).min(audio.len());
-            let part = audio.slice(start..end);
-            if is_digital_silence(&part) {
-                self.spool.push(Piece::Muted(len(&part)), arrived, arrived_at);
-            } else {
-                let groups = self.params.grouper.push(&part);
-                self.hand_on(groups);
-                self.record(part, arrived, arrived_at);
+        let slices: Vec<&[u8]> = audio.chunks(slice).collect();
+        for alike in slices.chunk_by(|one, next| is_digital_silence(one) == is_digital_silence(next)) {
+            if alike.first().is_some_and(|slice| is_digital_silence(slice)) {
+                let bytes = alike.iter().map(|slice| len(slice)).sum();
+                self.spool.push(Piece::Muted(bytes), arrived, arrived_at);
+                continue;
             }
-            start = end;
+            // A copy of its own: what waits for the disk holds no more memory than it counts.
+            let part = if alike.len() == slices.len() { audio.clone() } else { alike.concat().into() };
+            let groups = self.params.grouper.push(&part);
+            self.hand_on(groups);
+            self.record(part, arrived, arrived_at);
         }
     }
 
@@ -251,7 +253,7 @@ impl BufferActor {
         let after_silence = self.spool.takes_new_segment();
         if after_silence || self.segment_is_full() {
             // Only now that there is more: a track that ends here ends in this segment.
-            self.segment_bytes = 0;
+            self.segment = Appended::default();
             self.edge = Edge::Waiting { again: None };
             let reason = if after_silence { EndReason::Gap } else { EndReason::Rotated };
             let full = SegmentFull { generation: self.params.writer.generation, reason };
@@ -264,16 +266,16 @@ impl BufferActor {
 
     /// Silence that may be missing in front of audio of this segment is put into it before the next one begins.
     fn segment_is_full(&self) -> bool {
-        let (bytes, limit) = (self.segment_bytes, self.params.writer.limit_bytes);
+        let (Appended { segment_bytes: bytes, gaps }, limit) = (self.segment, self.params.writer.limit_bytes);
         let may_be_filled = (self.sample_clock.is_undecided() || self.spool.moves_audio()) && self.spool.taken_bytes() > self.hole_at;
         let latest = MAX_SEGMENT_BYTES.min(limit + self.params.format.bytes_in(LATEST_ROTATION));
-        bytes >= limit && (bytes >= latest || !may_be_filled)
+        (bytes >= limit || gaps >= MAX_GAPS) && (bytes >= latest || !may_be_filled)
     }
 
     fn on_appended(&mut self, reply: Result<Result<Appended, RecordingError>, MailboxError>, batch: Batch, generation: u32, ctx: &mut Context<Self>) {
         let is_suspect = matches!(reply, Ok(Err(RecordingError::Suspect)));
         let error = match reply {
-            Ok(Ok(Appended { segment_bytes })) => {
+            Ok(Ok(appended)) => {
                 self.edge = Edge::Ready;
                 if std::mem::take(&mut self.waiting) {
                     log::warn!("recordings can be written again");
@@ -282,7 +284,7 @@ impl BufferActor {
                 self.params.budget.give_back(batch.memory_bytes);
                 self.params.stats.spooled_bytes.store(self.spooled_bytes, Relaxed);
                 self.params.stats.note_recorded(batch.pieces.iter().map(Piece::file_bytes).sum());
-                self.segment_bytes = if generation == self.params.writer.generation { segment_bytes } else { 0 };
+                self.segment = if generation == self.params.writer.generation { appended } else { Appended::default() };
                 return self.append_next(ctx);
             }
             Ok(Err(RecordingError::NotNow { what, cause })) => {
@@ -404,7 +406,7 @@ impl Handler<UseWriter> for BufferActor {
 
     fn handle(&mut self, writer: UseWriter, ctx: &mut Context<Self>) {
         self.params.writer = writer;
-        self.segment_bytes = 0;
+        self.segment = Appended::default();
         match std::mem::replace(&mut self.edge, Edge::Ready) {
             Edge::Waiting { again: Some(batch) } => self.append(batch, ctx),
             Edge::Waiting { again: None } | Edge::Ready => self.append_next(ctx),

@@ -113,9 +113,10 @@ pub struct AppendAudio {
 }
 
 /// How far the segment is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Appended {
     pub segment_bytes: u64,
+    pub gaps: usize,
 }
 
 /// The format was declared wrongly: from now on the header says this one.
@@ -238,7 +239,8 @@ impl Handler<AppendAudio> for WavWriterActor {
                 self.state = State::Empty;
                 self.gaps = self.gaps_with(&msg.pieces, 0);
                 self.params.taken.note(frames_taken(0, &self.gaps));
-                return AtomicResponse::new(Box::pin(async { Ok(Appended { segment_bytes: 0 }) }.into_actor(self)));
+                let appended = Appended { segment_bytes: 0, gaps: self.gaps.len() };
+                return AtomicResponse::new(Box::pin(async move { Ok(appended) }.into_actor(self)));
             }
             State::Empty => None,
             State::Open(file) if file.is_suspect() && !self.params.stays_suspect.load(Relaxed) => {
@@ -319,7 +321,7 @@ impl Handler<AppendAudio> for WavWriterActor {
             this.params.taken.note(frames_taken(this.params.format.frames(bytes), &this.gaps));
             this.note(msg.pieces.iter().all(|piece| piece.file_bytes() == 0));
             this.params.lag.observe(msg.arrived.elapsed());
-            Ok(Appended { segment_bytes: bytes })
+            Ok(Appended { segment_bytes: bytes, gaps: this.gaps.len() })
         })))
     }
 }

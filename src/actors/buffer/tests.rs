@@ -89,6 +89,10 @@ struct Bench {
 }
 
 fn bench(spool_bytes: u64, limit_bytes: u64) -> Bench {
+    bench_of(spool_bytes, limit_bytes, MuteMode::Keep)
+}
+
+fn bench_of(spool_bytes: u64, limit_bytes: u64, mute: MuteMode) -> Bench {
     let dir = tempfile::tempdir().expect("a directory");
     let log = PipelineLog::start(Root::open(dir.path()).expect("a root")).expect("a thread").of_track("RM", None, None);
     let (ask, asked) = tokio::sync::mpsc::unbounded_channel();
@@ -105,7 +109,7 @@ fn bench(spool_bytes: u64, limit_bytes: u64) -> Bench {
         normalize: false,
         taker: Taker::Nobody("a test"),
         log,
-        mute: MuteMode::Keep,
+        mute,
         spool_bytes,
         clock,
         longest_fill: Duration::from_secs(300),
@@ -166,7 +170,7 @@ fn audio(byte: u8, bytes: usize) -> Piece {
 }
 
 fn appended(segment_bytes: u64) -> Result<Appended, RecordingError> {
-    Ok(Appended { segment_bytes })
+    Ok(Appended { segment_bytes, gaps: 0 })
 }
 
 #[actix_rt::test]
@@ -309,6 +313,30 @@ async fn a_full_segment_is_told_when_more_comes() {
     answer.send(appended(400)).expect("awaited");
     bench.buffer.send(FinishBuffer).await.expect("drained: a track that ends with its segment needs no other");
     assert_eq!(bench.heard(), ["Rotated 0"]);
+}
+
+#[actix_rt::test]
+async fn what_waits_of_a_muted_tracks_batch_holds_no_more_memory_than_it_counts() {
+    /// A batch, and whether anybody holds it.
+    struct Held(Vec<u8>, #[expect(dead_code, reason = "it is counted")] Arc<()>);
+
+    impl AsRef<[u8]> for Held {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    let mut bench = bench_of(1 << 20, 1 << 30, MuteMode::Pause);
+    bench.push(1, 400).await;
+    let (_, answer) = bench.next().await;
+    bench.buffer.send(SetMuted(true)).await.expect("alive");
+    let (batch, held) = ([vec![2; 1_920], vec![0; 3_840], vec![3; 3_840]].concat(), Arc::new(()));
+    let (now, batch) = (Instant::now(), Bytes::from_owner(Held(batch, Arc::clone(&held))));
+    bench.buffer.send(PushAudio { audio: batch, arrived: now, read: now, arrived_at: Utc::now() }).await.expect("alive");
+    assert_eq!((bench.stats.spooled_bytes.load(Relaxed), Arc::strong_count(&held)), (400 + 1_920 + 3_840, 1));
+    answer.send(appended(400)).expect("awaited");
+    let (pieces, _answer) = bench.next().await;
+    assert_eq!(pieces, [audio(2, 1_920), Piece::Muted(3_840), audio(3, 3_840)]);
 }
 
 #[actix_rt::test]

@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt;
 
 use super::*;
+use crate::actors::buffer::MAX_GAPS;
 use crate::audio::gaps::Gap;
 use crate::recording::wav_header;
 
@@ -55,4 +56,25 @@ async fn d7_a_hole_of_hours_goes_on_in_segments_below_their_limit() {
             assert!((seconds(&segments[2], &segments[1]) - played).abs() <= 1, "{segments:?}");
         }
     }
+}
+
+#[actix_rt::test]
+async fn a_segment_with_as_many_gaps_as_are_told_is_followed_by_the_next_and_no_sample_is_lost() {
+    let stage = Stage::set().await;
+    let mut track = stage.track("TR_1").await;
+    track.send(4_000).await;
+    for pair in 1..=MAX_GAPS as u64 / 2 + 1 {
+        for hole in [Piece::Muted(400), Piece::Lost(4)] {
+            track.addr.send(Lose(hole)).await.expect("the track lives");
+        }
+        track.until("it is written", |stats| stats.recorded_bytes.load(Relaxed) == 4_000 + 4 * pair).await;
+    }
+    track.finish().await;
+    let (_, segments) = stage.rows("TR_1", |segments| segments.len() == 2 && segments.iter().all(|s| s.end_reason.is_some())).await;
+    assert_eq!(reasons(&segments), ["rotated", "closed"]);
+    let gaps: Vec<Vec<Gap>> = segments.iter().map(|segment| serde_json::from_str(&segment.gaps).expect("gaps")).collect();
+    assert_eq!(gaps.iter().map(Vec::len).collect::<Vec<_>>(), [MAX_GAPS, 2]);
+    assert_eq!(gaps.iter().flatten().map(|gap| gap.frames).sum::<u64>(), 101 * (MAX_GAPS as u64 / 2 + 1));
+    let holes = vec![0; 2 * MAX_GAPS + 4];
+    assert!(stage.audio(&segments) == [track.sent.clone(), holes].concat());
 }
