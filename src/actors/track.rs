@@ -176,8 +176,8 @@ impl TrackActor {
         let (told, spent) = oneshot::channel();
         let (resources, stats) = (Arc::clone(&params.resources), Arc::clone(&params.stats));
         let (store, journal) = (resources.store.clone(), resources.journal.clone());
-        let dir = if params.video.is_some() { resources.video_root.path() } else { resources.audio_dir.as_path() };
-        let rows = RowLog::start(store, journal, dir.to_owned(), params.identity.clone(), params.ticket.clone(), told, &resources.watchdog);
+        let root = if params.video.is_some() { &resources.video_root } else { &resources.root };
+        let rows = RowLog::start(store, journal, root.clone(), params.identity.clone(), params.ticket.clone(), told, &resources.watchdog);
         let judge = RateJudge::new(params.format, params.from_livekit);
         let track = Self {
             phase: Phase::Waiting,

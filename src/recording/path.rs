@@ -67,6 +67,15 @@ pub fn below(audio_dir: &Path, relative: &str) -> Option<PathBuf> {
     plain.then(|| audio_dir.join(relative))
 }
 
+/// The same, for work that goes by path: `None` also where a directory on the way is a link. What is found by looking is found without.
+pub fn straight_below(directory: &Path, relative: &str) -> Option<PathBuf> {
+    let path = below(directory, relative)?;
+    let (root, parent) = (directory.canonicalize().ok()?, path.parent()?);
+    let beneath = parent.strip_prefix(directory).ok()?;
+    let is_straight = parent.canonicalize().map_or(true, |real| real == root.join(beneath));
+    is_straight.then_some(path)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -109,6 +118,20 @@ mod tests {
         assert_eq!(below(dir, "RM/x.wav"), Some(PathBuf::from("/audio/RM/x.wav")));
         for escape in ["../x.wav", "/etc/passwd", "RM/../../x", "."] {
             assert_eq!(below(dir, escape), None, "{escape}");
+        }
+    }
+
+    #[test]
+    fn s3_a_path_behind_a_link_is_not_straight() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (root, link) = (dir.path().join("root"), dir.path().join("link"));
+        std::fs::create_dir_all(root.join("RM")).expect("made");
+        std::os::unix::fs::symlink(&root, &link).expect("the operator's link");
+        std::os::unix::fs::symlink("RM", root.join("RM_2")).expect("linked");
+        // What is not there is no link.
+        for directory in [&root, &link] {
+            let found = ["RM/x.wav", "x.wav", "RM_3/x.wav", "RM_2/x.wav", "../x.wav"].map(|path| straight_below(directory, path));
+            assert_eq!(found, [Some("RM/x.wav"), Some("x.wav"), Some("RM_3/x.wav"), None, None].map(|path| Some(directory.join(path?))));
         }
     }
 

@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,6 +54,14 @@ impl Root {
     /// Where it was at the start: for words, not for opening files.
     pub fn path(&self) -> &Path {
         &self.0.path
+    }
+
+    /// Where it is now, by the system's word, for work that goes by path: whoever moves it away does not take its files from this server.
+    ///
+    /// # Errors
+    /// Where the system does not say.
+    pub fn whereabouts(&self) -> io::Result<PathBuf> {
+        std::fs::read_link(format!("/proc/self/fd/{}", self.handle().as_raw_fd()))
     }
 
     /// Opens a file for reading.
@@ -455,6 +463,7 @@ mod tests {
         symlink("outside", &inside).expect("linked");
         root.create_new(Path::new("2.wav")).expect("made");
         assert!(place.dir.path().join("moved/2.wav").exists() && !root.is_in_place().expect("looked"));
+        assert_eq!(root.whereabouts().expect("told"), place.dir.path().canonicalize().expect("there").join("moved"));
         std::fs::remove_dir_all(place.dir.path().join("moved")).expect("removed");
         // A directory is made anew only where no link leads.
         assert!(root.create_new(Path::new("3.wav")).is_err());

@@ -19,7 +19,7 @@ use crate::db::rows::seals::{Seal, SegmentInContext};
 use crate::db::rows::{ClosedSegment, EndReason};
 use crate::db::{DbError, Store};
 use crate::ids::{RecordingId, SegmentId};
-use crate::recording::path::below;
+use crate::recording::path::straight_below;
 use crate::recording::repair::{Adopted, Found, Interrupted, Mode, Outcome, adopt, look, repair_all, repair_each};
 use crate::video::codec::Container;
 
@@ -157,7 +157,7 @@ fn interrupted(row: &SegmentInContext, directory: &Path) -> Interrupted {
     let segment = &row.segment;
     Interrupted {
         // A path that leaves the directory, by itself or by a link, is none: there is no such file.
-        path: below(directory, &segment.path).filter(|path| leads_straight(directory, path)).unwrap_or_default(),
+        path: straight_below(directory, &segment.path).unwrap_or_default(),
         segment_id: Some(SegmentId::new(segment.id.clone())),
         meeting_id: Some(row.meeting_id.clone()),
         room_name: Some(row.room_name.clone()),
@@ -168,13 +168,6 @@ fn interrupted(row: &SegmentInContext, directory: &Path) -> Interrupted {
         session_started_at: row.session_started_at.map(|time| time.and_utc()),
         end_reason: None,
     }
-}
-
-/// Whether no directory between these is a link. What is found by looking is found without.
-fn leads_straight(directory: &Path, path: &Path) -> bool {
-    let (Some(parent), Ok(root)) = (path.parent(), directory.canonicalize()) else { return false };
-    let Ok(beneath) = parent.strip_prefix(directory) else { return false };
-    parent.canonicalize().map_or(true, |real| real == root.join(beneath))
 }
 
 fn format_of(row: &SegmentInContext) -> Option<PcmFormat> {

@@ -7,7 +7,6 @@
 mod abandoned;
 
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -25,6 +24,7 @@ use crate::fail_point;
 use crate::ids::{Identity, MeetingId, RecordingId, RoomName, SegmentId, TicketId, TrackSid, new_row_id};
 use crate::journal::rows::{ConnectionRows, Measured, OpenedSegment, RowOp, RowRecord, Written};
 use crate::journal::{Behind, Journal, Record, Refused};
+use crate::recording::root::Root;
 use crate::video::codec::Container;
 use crate::watchdog::{Watchdog, Work};
 
@@ -87,7 +87,7 @@ impl RowLog {
     pub fn start(
         store: Store,
         journal: Journal,
-        dir: PathBuf,
+        root: Root,
         identity: TrackIdentity,
         ticket: Option<TicketId>,
         spent: oneshot::Sender<()>,
@@ -98,7 +98,7 @@ impl RowLog {
         let keeper = Keeper {
             store: store.clone(),
             journal,
-            dir,
+            root,
             identity,
             connection: new_row_id(),
             ticket,
@@ -177,7 +177,7 @@ impl RowLog {
 struct Keeper {
     store: Store,
     journal: Journal,
-    dir: PathBuf,
+    root: Root,
     identity: TrackIdentity,
     /// In the journal.
     connection: String,

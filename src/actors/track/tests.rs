@@ -384,7 +384,7 @@ async fn i8_a_file_that_a_dead_writer_still_holds_gets_its_row_closed_once_it_is
     let file = SegmentFile::create(root, &name, Utc::now(), PcmFormat::LIVEKIT, &first, syncer).expect("a segment");
     let path = file.relative_path().to_string_lossy().into_owned();
     let (told, _spent) = oneshot::channel();
-    let rows = RowLog::start(store.clone(), journal.clone(), root.path().to_owned(), identity("TR_1"), None, told, watchdog);
+    let rows = RowLog::start(store.clone(), journal.clone(), root.clone(), identity("TR_1"), None, told, watchdog);
     rows.segment_opened(OpenedSegment { id: SegmentId::fresh(), path, format: PcmFormat::LIVEKIT, started_at: Utc::now() });
     rows.end();
     rows.flushed().await;

@@ -1,6 +1,7 @@
 //! Segments whose writer died: the files themselves know how long they are.
 
 use std::io::{self, ErrorKind};
+use std::path::PathBuf;
 
 use chrono::Utc;
 
@@ -9,8 +10,9 @@ use crate::db::rows::seals::Seal;
 use crate::db::rows::{ClosedSegment, EndReason};
 use crate::ids::{Identity, TrackSid};
 use crate::journal::rows::{OpenedSegment, RowOp};
-use crate::recording::path::below;
+use crate::recording::path::straight_below;
 use crate::recording::repair::{Interrupted, Outcome, repair};
+use crate::recording::root::Root;
 use crate::sealing::closed_by;
 
 /// A segment that nobody writes any more, and whose row is open.
@@ -31,8 +33,9 @@ impl Keeper {
     /// a segment held, to be tried again.
     pub(super) async fn close_abandoned(&mut self, abandoned: Vec<Abandoned>) {
         for Abandoned { segment, is_said } in abandoned {
-            let interrupted = self.interrupted(&segment);
-            let repaired = tokio::task::spawn_blocking(move || repair(&interrupted)).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+            let (root, relative, interrupted) = (self.root.clone(), segment.path.clone(), self.interrupted(&segment));
+            let work = move || repair(&Interrupted { path: path_of(&root, &relative), ..interrupted });
+            let repaired = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)));
             let (id, path) = (&segment.id, &segment.path);
             let closed = match repaired {
                 Ok(Outcome::Recovered(sidecar) | Outcome::Sealed(sidecar)) => closed_by(id.clone(), &sidecar),
@@ -62,10 +65,10 @@ impl Keeper {
         }
     }
 
+    /// All but its path.
     fn interrupted(&self, segment: &OpenedSegment) -> Interrupted {
         Interrupted {
-            // A path that leaves the directory is none: there is no such file.
-            path: below(&self.dir, &segment.path).unwrap_or_default(),
+            path: PathBuf::new(),
             segment_id: Some(segment.id.clone()),
             meeting_id: Some(self.identity.meeting.as_str().to_owned()),
             room_name: Some(self.identity.room.as_str().to_owned()),
@@ -77,6 +80,12 @@ impl Keeper {
             end_reason: Some(EndReason::Failed.as_str()),
         }
     }
+}
+
+/// Where a file is by now. A path that leaves the directory, by itself or by a link, is none: there is no such file.
+fn path_of(root: &Root, relative: &str) -> PathBuf {
+    let directory = root.whereabouts().unwrap_or_else(|_| root.path().to_owned());
+    straight_below(&directory, relative).unwrap_or_default()
 }
 
 /// How the row of a segment ends of which nothing can be played, as after a start (`sealing::recovery`).

@@ -11,7 +11,7 @@ use crate::journal::replay;
 use crate::recording::path::SegmentName;
 use crate::recording::root::Root;
 use crate::recording::segment_file::{Piece, SegmentFile};
-use crate::recording::sidecar::draft_of;
+use crate::recording::sidecar::{Sidecar, draft_of};
 use crate::recording::syncer::Syncer;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -20,6 +20,7 @@ struct Stage {
     dir: TempDir,
     store: Store,
     journal: Journal,
+    root: Root,
     rows: RowLog,
 }
 
@@ -29,8 +30,9 @@ impl Stage {
         let store = Store::open(&DatabaseUrl::Sqlite(dir.path().join("test.db")), 1).await.expect("a store");
         let journal = Journal::open(dir.path(), 1 << 20).expect("a journal");
         let (told, _spent) = oneshot::channel();
-        let rows = RowLog::start(store.clone(), journal.clone(), dir.path().join("audio"), identity("TR_1"), None, told, &Watchdog::default());
-        Self { dir, store, journal, rows }
+        let root = Root::open(&dir.path().join("audio")).expect("a root");
+        let rows = RowLog::start(store.clone(), journal.clone(), root.clone(), identity("TR_1"), None, told, &Watchdog::default());
+        Self { dir, store, journal, root, rows }
     }
 
     async fn segment(&self, id: &SegmentId) -> Option<SegmentRow> {
@@ -52,10 +54,10 @@ impl Stage {
 
     /// A segment of a thousand frames whose writer died.
     fn written(&self) -> OpenedSegment {
-        let root = Root::open(&self.dir.path().join("audio")).expect("a root");
         let name = SegmentName { meeting: "RM".into(), room: "room".into(), participant: None, track: Some("TR_1".into()) };
         let first = [Piece::Audio(vec![7; 4_000].into())];
-        let file = SegmentFile::create(&root, &name, Utc::now(), PcmFormat::LIVEKIT, &first, &Syncer::start().expect("threads")).expect("a segment");
+        let file =
+            SegmentFile::create(&self.root, &name, Utc::now(), PcmFormat::LIVEKIT, &first, &Syncer::start().expect("threads")).expect("a segment");
         opened(&file.relative_path().to_string_lossy())
     }
 }
@@ -133,4 +135,30 @@ async fn i8_a_segment_that_cannot_be_sealed_now_is_sealed_when_it_can_be() {
     std::fs::remove_dir(&draft).expect("removed");
     let row = stage.ended(&segment.id).await;
     assert_eq!((row.end_reason.as_deref(), row.frames), (Some("failed"), 1_000));
+}
+
+#[tokio::test]
+async fn s3_i8_a_segment_whose_storage_was_moved_away_is_sealed_where_it_is() {
+    let stage = Stage::set().await;
+    let segment = stage.written();
+    std::fs::rename(stage.dir.path().join("audio"), stage.dir.path().join("moved")).expect("moved");
+    stage.rows.segment_opened(segment.clone());
+    stage.rows.segment_abandoned(segment.id.clone());
+    let row = stage.ended(&segment.id).await;
+    assert_eq!((row.end_reason.as_deref(), row.frames), (Some("failed"), 1_000));
+    assert!(Sidecar::read(&stage.dir.path().join("moved").join(&segment.path)).expect("read").is_some());
+}
+
+#[tokio::test]
+async fn s3_i8_a_segment_behind_a_directory_that_became_a_link_is_not_touched() {
+    let stage = Stage::set().await;
+    let segment = stage.written();
+    let (room, elsewhere) = (stage.dir.path().join("audio/RM"), stage.dir.path().join("elsewhere"));
+    std::fs::rename(&room, &elsewhere).expect("moved");
+    std::os::unix::fs::symlink(&elsewhere, &room).expect("linked");
+    stage.rows.segment_opened(segment.clone());
+    stage.rows.segment_abandoned(segment.id.clone());
+    let row = stage.ended(&segment.id).await;
+    assert_eq!((row.end_reason.as_deref(), row.frames), (Some("failed"), 0));
+    assert_eq!(std::fs::read_dir(&elsewhere).expect("listed").count(), 1, "the file alone");
 }
