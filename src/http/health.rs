@@ -1,5 +1,6 @@
 //! Is the server able to do its work?
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::Doors;
-use super::storage::Storage;
+use super::storage::{OneLook, Storage};
 use crate::actors::totals::Totals;
 use crate::db::Store;
 use crate::journal::{Journal, JournalFigures};
@@ -71,7 +72,13 @@ pub struct HealthParts {
 /// Looks at the parts, one look at a time.
 pub struct Health {
     parts: HealthParts,
-    last: Mutex<Option<(Instant, Found)>>,
+    last: Mutex<Last>,
+}
+
+#[derive(Default)]
+struct Last {
+    known: Option<(Instant, Found)>,
+    counting: OneLook<io::Result<u64>>,
 }
 
 impl Health {
@@ -87,13 +94,13 @@ impl Health {
     /// What keeps the server from its work, nothing when it is healthy; and how many `.bad` files lie in the journal.
     async fn look(&self) -> Found {
         let mut last = self.last.lock().await;
-        if let Some((at, found)) = last.as_ref()
+        if let Some((at, found)) = &last.known
             && at.elapsed() < FRESH
         {
             return found.clone();
         }
         let [audio, video] = &self.parts.storages;
-        let (database, look, video_look, bad_files) = tokio::join!(self.database(), audio.look(), video.look(), self.bad_files());
+        let (database, look, video_look, bad_files) = tokio::join!(self.database(), audio.look(), video.look(), self.bad_files(&mut last.counting));
         let directory = look.problem.or(look.moved).map(|problem| format!("audio directory: {problem}"));
         let video_directory = video_look.problem.or(video_look.moved).map(|problem| format!("video directory: {problem}"));
         let low = |storage: &Storage| storage.disk().space().filter(|space| space.is_low());
@@ -103,15 +110,15 @@ impl Health {
         let loss = self.parts.totals.is_losing_audio().then(|| "audio or video: it is being lost, the spool is full".to_owned());
         let reasons: Vec<String> = [database, directory, video_directory, space, video_space, loss].into_iter().flatten().collect();
         let found = (reasons, bad_files);
-        *last = Some((Instant::now(), found.clone()));
+        last.known = Some((Instant::now(), found.clone()));
         found
     }
 
     /// Counted anew: whoever has looked at them removes them. None where the disk does not answer, of which others tell.
-    async fn bad_files(&self) -> u64 {
+    async fn bad_files(&self, counting: &mut OneLook<io::Result<u64>>) -> u64 {
         let journal = self.parts.journal.clone();
-        let counted = tokio::time::timeout(DEADLINE, tokio::task::spawn_blocking(move || journal.bad_files()));
-        counted.await.ok().and_then(Result::ok).and_then(Result::ok).unwrap_or(0)
+        let counted = counting.within(DEADLINE, move || journal.bad_files()).await;
+        counted.and_then(Result::ok).and_then(Result::ok).unwrap_or(0)
     }
 
     /// A sync that failed lately: a disk that did it once does it again. And one that does not come back.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix_rt::task::{JoinHandle, spawn_blocking};
+use actix_rt::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::sync::Mutex;
 
 use crate::recording::disk::{Disk, Look};
@@ -26,8 +26,27 @@ pub struct Storage {
 #[derive(Debug, Default)]
 struct Last {
     known: Option<(Instant, Look)>,
-    /// A look that has not come back.
-    looking: Option<JoinHandle<Look>>,
+    looking: OneLook<Look>,
+}
+
+/// A look at a disk that may hang, in a thread: whoever asks before it has come back waits for the same one.
+#[derive(Debug)]
+pub struct OneLook<T>(Option<JoinHandle<T>>);
+
+impl<T> Default for OneLook<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T: Send + 'static> OneLook<T> {
+    /// `None` for one that does not come back in time. It stays, also when whoever waits goes.
+    pub async fn within(&mut self, deadline: Duration, look: impl FnOnce() -> T + Send + 'static) -> Option<Result<T, JoinError>> {
+        let looking = self.0.get_or_insert_with(|| spawn_blocking(look));
+        let found = tokio::time::timeout(deadline, looking).await.ok()?;
+        self.0 = None;
+        Some(found)
+    }
 }
 
 impl Storage {
@@ -47,18 +66,12 @@ impl Storage {
         {
             return look.clone();
         }
-        let mut looking = last.looking.take().unwrap_or_else(|| {
-            let disk = Arc::clone(&self.disk);
-            spawn_blocking(move || disk.look())
-        });
         let failed = |problem| Look { problem: Some(problem), moved: None };
-        let look = match tokio::time::timeout(DEADLINE, &mut looking).await {
-            Ok(Ok(look)) => look,
-            Ok(Err(error)) => failed(error.to_string()),
-            Err(_) => {
-                last.looking = Some(looking);
-                failed(format!("no answer within {} s", DEADLINE.as_secs()))
-            }
+        let disk = Arc::clone(&self.disk);
+        let look = match last.looking.within(DEADLINE, move || disk.look()).await {
+            Some(Ok(look)) => look,
+            Some(Err(error)) => failed(error.to_string()),
+            None => failed(format!("no answer within {} s", DEADLINE.as_secs())),
         };
         last.known = Some((Instant::now(), look.clone()));
         look
@@ -83,5 +96,37 @@ pub async fn keep_measuring(disk: Arc<Disk>) {
             }
             Err(error) => return log::error!("the room for recordings is measured no more error={error}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_holds_one_thread_however_many_ask_and_however_long_they_wait() {
+        let (begun, (answer, answered)) = (Arc::new(AtomicUsize::new(0)), mpsc::channel());
+        let answered = Arc::new(std::sync::Mutex::new(answered));
+        let look = || {
+            let (begun, answered) = (Arc::clone(&begun), Arc::clone(&answered));
+            move || {
+                begun.fetch_add(1, SeqCst);
+                answered.lock().expect("unpoisoned").recv().expect("answered")
+            }
+        };
+        let mut one = OneLook::default();
+        for _ in 0..3 {
+            assert!(one.within(Duration::ZERO, look()).await.is_none());
+            // One who goes before the deadline.
+            assert!(tokio::time::timeout(Duration::ZERO, one.within(Duration::from_secs(3_600), look())).await.is_err());
+        }
+        answer.send(7).expect("awaited");
+        assert_eq!(one.within(Duration::from_secs(20), look()).await.expect("it came back").expect("no panic"), 7);
+        assert_eq!(begun.load(SeqCst), 1);
+        answer.send(8).expect("awaited");
+        assert_eq!(one.within(Duration::from_secs(20), look()).await.expect("the next").expect("no panic"), 8);
     }
 }
