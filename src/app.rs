@@ -52,7 +52,7 @@ use crate::recording::append_pool::AppendPool;
 use crate::recording::pipeline_log::PipelineLog;
 use crate::recording::pulse::DiskPulse;
 use crate::sealing::hasher::Hasher;
-use crate::sealing::recovery::{self, Unrepaired};
+use crate::sealing::recovery;
 use crate::ticket::TicketMint;
 use crate::watchdog::{Watchdog, tell_service_manager};
 
@@ -133,9 +133,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     };
     patiently(|| async { replay::write_rows(&journal, &store).await.map_err(halted) }).await?;
     let shelves = shelves(&root, &video_root);
-    let left = patiently_at_work(|| async { recovery::recover(&store, &shelves).await.map_err(database) }).await?;
-    let unrepaired = Unrepaired::default();
-    end_with_its_panic("repair of what an earlier run left", actix_rt::spawn(recovery::keep_trying(store.clone(), left, Arc::clone(&unrepaired))));
+    let unfinished = patiently_at_work(|| async { recovery::recover(&store, &shelves).await.map_err(database) }).await?;
 
     let watchdog = Watchdog::start().map_err(StartError::Thread)?;
     watchdog.watch_this_thread();
@@ -146,7 +144,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let (budget, lag) = (Arc::new(spool(&config)), Arc::<WriteLag>::default());
     register_kept(&metrics, &budget, &lag, &disk, &pipeline_log);
     let syncer = syncer([&root, &video_root]).map_err(StartError::Thread)?;
-    register_durable(&metrics, &syncer, &journal, &unrepaired);
+    register_durable(&metrics, &syncer, &journal, &unfinished.unrepaired());
     register_video_disk(&metrics, &video_disk);
     let [storage, video_storage] = [disk, video_disk].map(|disk| {
         actix_rt::spawn(keep_measuring(Arc::clone(&disk)));
@@ -173,7 +171,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         watchdog: watchdog.clone(),
         service: service(&config)?,
     });
-    let hasher = Hasher::start(store.clone(), shelves).map_err(StartError::Thread)?;
+    let hasher = Hasher::start(store.clone(), shelves, unfinished.looked()).map_err(StartError::Thread)?;
     let registry = launch_vital("registry", SessionRegistry::new(store.clone(), journal.clone(), config.ingest.stall_after));
     vital::watch(&watchdog, &registry);
     replay_into(&registry, journal.clone(), store.clone());
@@ -228,7 +226,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
             storages: [Arc::clone(&storage), Arc::clone(&video_storage)],
             totals,
             syncer,
-            unrepaired,
+            unrepaired: unfinished.unrepaired(),
             watchdog: watchdog.clone(),
         }),
         storage,
@@ -242,6 +240,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let (address, handle, serving) = listen(&config, doors, watchdog)?;
     log::info!("listening address={address}");
     tell_service_manager(NotifyState::Ready);
+    end_with_its_panic("repair of what an earlier run left", actix_rt::spawn(recovery::go_on(store.clone(), unfinished)));
     Ok(Server { address, admin_key, mint, store, registry, starter: starter.map(|(starter, _)| starter), pipeline_log, hasher, handle, serving })
 }
 

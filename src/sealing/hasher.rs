@@ -1,7 +1,7 @@
 //! The SHA-256 of finished files, which nobody waits for.
 //!
 //! One thread of the lowest priority reads file after file, writes what it found into the sidecar, and then into the row. Which files have none the rows tell, so a
-//! restart goes on where it was; files that the database does not know are looked for at the start. A sidecar that is missing, because the disk was full when its file was sealed, is made of the row.
+//! restart goes on where it was; files that the database does not know are looked for once, when what an earlier run left of them is sealed. A sidecar that is missing, because the disk was full when its file was sealed, is made of the row.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -64,12 +64,14 @@ pub struct Hasher {
 }
 
 impl Hasher {
+    /// `strays_are_sealed` becomes true, and the store tells it as the end of segments.
+    ///
     /// # Errors
     /// When no thread can be made.
-    pub fn start(store: Store, shelves: Vec<Shelf>) -> io::Result<Self> {
+    pub fn start(store: Store, shelves: Vec<Shelf>, strays_are_sealed: Arc<AtomicBool>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let stop = Arc::<AtomicBool>::default();
-        let worker = Worker { store: store.clone(), shelves, stop: Arc::clone(&stop), failed: HashSet::new(), spoilt: HashSet::new() };
+        let worker = Worker { store: store.clone(), shelves, strays_are_sealed, stop: Arc::clone(&stop), failed: HashSet::new(), spoilt: HashSet::new() };
         std::thread::Builder::new().name("hasher".to_owned()).spawn(move || {
             // On Linux, none is the calling thread alone.
             if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
@@ -90,6 +92,7 @@ impl Hasher {
 struct Worker {
     store: Store,
     shelves: Vec<Shelf>,
+    strays_are_sealed: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     /// Files that could not be hashed, until they are tried again.
     failed: HashSet<String>,
@@ -112,7 +115,7 @@ impl Worker {
         let (mut looked, mut tried) = (false, Instant::now());
         while !self.stop.load(Relaxed) {
             let mut hashed = self.pass().await;
-            if hashed.is_ok() && !std::mem::replace(&mut looked, true) {
+            if hashed.is_ok() && self.strays_are_sealed.load(Relaxed) && !std::mem::replace(&mut looked, true) {
                 hashed = self.strays().await;
             }
             if let Err(error) = hashed {

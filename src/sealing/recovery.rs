@@ -2,13 +2,16 @@
 //!
 //! Files first, then the sidecars, then the rows, each many at a time. Killed at any point, the next start comes to the same end. What cannot be repaired
 //! then, because another process writes it or the disk fails, is tried again while the server works.
+//!
+//! Before the server listens only the files of open rows are opened, no more than were live. Those that no row speaks of are found by walking through the
+//! whole archive, which may take minutes: they are looked for while the server works. Its own recordings are told from them by the lock of their writers.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
 
 use chrono::{DateTime, Utc};
 
@@ -18,9 +21,11 @@ use crate::audio::format::PcmFormat;
 use crate::db::rows::seals::{Seal, SegmentInContext};
 use crate::db::rows::{ClosedSegment, EndReason};
 use crate::db::{DbError, Store};
-use crate::ids::{RecordingId, SegmentId};
+use crate::ids::{RecordingId, SegmentId, new_row_id};
+use crate::recording::lock;
 use crate::recording::path::straight_below;
 use crate::recording::repair::{Adopted, Found, Interrupted, Mode, Outcome, adopt, look, repair_all, repair_each};
+use crate::recording::root::Root;
 use crate::video::codec::Container;
 
 /// Rows that one transaction ends: few commits, none of them long.
@@ -29,6 +34,8 @@ const ROWS_AT_ONCE: usize = 250;
 /// How soon what cannot be repaired at the start is tried again. Each time it takes twice as long as before, for it reads whole files.
 const RETRY: Duration = Duration::from_secs(5);
 const SLOWEST_RETRY: Duration = Duration::from_secs(300);
+/// How far the clock that files are stamped by may be behind: a tick of the slowest kernel.
+const TICK: Duration = Duration::from_millis(10);
 
 /// What an earlier run left open on one shelf.
 #[derive(Debug, Clone)]
@@ -42,53 +49,137 @@ pub struct Leftovers {
 /// Files that wait for their repair, as health and the metrics tell.
 pub type Unrepaired = Arc<AtomicU64>;
 
+/// What is still to be done when the server listens.
+#[derive(Debug)]
+pub struct Unfinished {
+    /// What another process writes, or the disk does not let be repaired now.
+    left: Vec<Leftovers>,
+    /// Where nobody has looked yet for files that no row speaks of.
+    unseen: Vec<Shelf>,
+    /// When this run began. What is younger is its own.
+    since: SystemTime,
+    unrepaired: Unrepaired,
+    looked: Arc<AtomicBool>,
+}
+
+impl Unfinished {
+    pub fn unrepaired(&self) -> Unrepaired {
+        Arc::clone(&self.unrepaired)
+    }
+
+    /// Whether all files have been looked for. Who waits for it is woken as by the end of segments.
+    pub fn looked(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.looked)
+    }
+}
+
 /// When files are repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum When {
-    /// As quickly as can be, and why one is left is told.
+    /// As quickly as can be.
     AtStart,
-    /// Beside the work.
-    Later,
+    /// Beside the work, for the first time. As at the start, why one is left is told.
+    Beside,
+    Again,
 }
 
 impl When {
     fn level(self) -> log::Level {
         match self {
-            Self::AtStart => log::Level::Error,
-            Self::Later => log::Level::Debug,
+            Self::AtStart | Self::Beside => log::Level::Error,
+            Self::Again => log::Level::Debug,
         }
     }
 }
 
-/// Seals the files that an earlier run of this server left open, ends their rows, and seals those of which the database never heard. Returns those that
-/// another process writes, or that the disk does not let be repaired now.
+/// Seals the files that an earlier run of this server left open, and ends their rows. Of those of which the database never heard nothing is done yet, but
+/// where the file system knows no locks: there they could not be told from the recordings of this run.
 ///
 /// # Errors
 /// What the database says. What is wrong with a file is logged.
-pub async fn recover(store: &Store, shelves: &[Shelf]) -> Result<Vec<Leftovers>, DbError> {
-    let mut left = Vec::new();
+pub async fn recover(store: &Store, shelves: &[Shelf]) -> Result<Unfinished, DbError> {
+    let since = SystemTime::now() - TICK;
+    let (mut left, mut unseen) = (Vec::new(), Vec::new());
     for shelf in shelves {
         let rows = store.interrupted_segments(shelf.format).await?;
-        let files = files_without_rows(store, shelf, &rows).await?;
+        let root = shelf.root.clone();
+        let files = if tokio::task::spawn_blocking(move || knows_locks(&root)).await? {
+            unseen.push(shelf.clone());
+            Vec::new()
+        } else {
+            log::warn!(
+                "files are not told from those that are written by locks, so the start looks at every recording directory={:?}",
+                shelf.root.path()
+            );
+            files_without_rows(store, shelf, since).await?
+        };
         left.push(Leftovers { shelf: shelf.clone(), rows, files }.repair(store, When::AtStart).await?);
     }
     close_recordings(store, store.open_recordings().await?).await?;
     left.retain(|left| left.count() > 0);
-    Ok(left)
+    let unrepaired = Arc::new(AtomicU64::new(left.iter().map(Leftovers::count).sum()));
+    Ok(Unfinished { left, unseen, since, unrepaired, looked: Arc::default() })
 }
 
-/// Tries again until nothing is left.
-pub async fn keep_trying(store: Store, mut left: Vec<Leftovers>, unrepaired: Unrepaired) {
+/// Looks for the files of which the database never heard and seals them, and tries again what could not be repaired until nothing is left.
+pub async fn go_on(store: Store, unfinished: Unfinished) {
+    let Unfinished { left, unseen, since, unrepaired, looked } = unfinished;
+    // A look may take minutes, and the others do not wait for it.
+    let known = left.iter().map(Leftovers::count).sum();
+    let strays = async {
+        let left = look_everywhere(&store, unseen, since).await;
+        looked.store(true, Relaxed);
+        store.note_segments_ended();
+        keep_trying(&store, left, 0, &unrepaired).await;
+    };
+    tokio::join!(keep_trying(&store, left, known, &unrepaired), strays);
+}
+
+/// Seals what no row speaks of, wherever the database can be asked. Returns what is left of it.
+async fn look_everywhere(store: &Store, mut unseen: Vec<Shelf>, since: SystemTime) -> Vec<Leftovers> {
+    let (started, mut wait) = (Instant::now(), RETRY);
+    let (mut left, mut files) = (Vec::new(), 0);
+    loop {
+        let mut later = Vec::new();
+        for shelf in unseen {
+            let Err(error) = look_at(store, &shelf, since, &mut left).await.map(|found| files += found) else { continue };
+            log::error!("files that the database does not know are looked for later directory={:?} error={error}", shelf.root.path());
+            later.push(shelf);
+        }
+        if later.is_empty() {
+            log::info!("looked for files that the database does not know found={files} took_ms={}", started.elapsed().as_millis());
+            return left;
+        }
+        unseen = later;
+        tokio::time::sleep(wait).await;
+        wait = SLOWEST_RETRY.min(2 * wait);
+    }
+}
+
+/// Seals what no row speaks of on one shelf, and returns how many files there were.
+async fn look_at(store: &Store, shelf: &Shelf, since: SystemTime, left: &mut Vec<Leftovers>) -> Result<usize, DbError> {
+    let files = files_without_rows(store, shelf, since).await?;
+    let found = files.len();
+    let still = Leftovers { shelf: shelf.clone(), rows: Vec::new(), files }.repair(store, When::Beside).await?;
+    left.extend((still.count() > 0).then_some(still));
+    Ok(found)
+}
+
+/// Tries again until nothing is left. `counted` of these are in `unrepaired` already.
+async fn keep_trying(store: &Store, mut left: Vec<Leftovers>, mut counted: u64, unrepaired: &AtomicU64) {
     let mut wait = RETRY;
     loop {
-        unrepaired.store(left.iter().map(Leftovers::count).sum(), Relaxed);
+        let count: u64 = left.iter().map(Leftovers::count).sum();
+        // One step, so that nobody sees a number that never was. It wraps, as the difference does.
+        unrepaired.fetch_add(count.wrapping_sub(counted), Relaxed);
+        counted = count;
         if left.is_empty() {
             return;
         }
         tokio::time::sleep(wait).await;
         wait = SLOWEST_RETRY.min(2 * wait);
         for leftovers in &mut left {
-            match leftovers.clone().repair(&store, When::Later).await {
+            match leftovers.clone().repair(store, When::Again).await {
                 Ok(still) => *leftovers = still,
                 // A file that is sealed by now is found so, and its row ends then.
                 Err(error) => log::error!("the rows of an earlier run end later error={error}"),
@@ -122,7 +213,7 @@ impl Leftovers {
         let (files, outcomes) = tokio::task::spawn_blocking(move || {
             let outcomes = match when {
                 When::AtStart => repair_all(&files, Mode::Repair, || {}),
-                When::Later => repair_each(&files),
+                When::Beside | When::Again => repair_each(&files),
             };
             (files, outcomes)
         })
@@ -143,7 +234,7 @@ impl Leftovers {
         for rows in ended.chunks(ROWS_AT_ONCE) {
             store.close_segments(rows.to_vec()).await?;
         }
-        if when == When::Later {
+        if when != When::AtStart {
             close_recordings(store, recordings).await?;
         }
         if !ended.is_empty() {
@@ -204,18 +295,47 @@ fn modified(path: &Path) -> Option<DateTime<Utc>> {
     std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok().map(DateTime::from)
 }
 
-/// Files without a sidecar that no row speaks of. Those that have ended rows are finished, if without a sidecar.
-async fn files_without_rows(store: &Store, shelf: &Shelf, open: &[SegmentInContext]) -> Result<Vec<PathBuf>, DbError> {
+/// Files without a sidecar that no row speaks of. Those that have rows are repaired by these, or finished, if without a sidecar.
+async fn files_without_rows(store: &Store, shelf: &Shelf, since: SystemTime) -> Result<Vec<PathBuf>, DbError> {
     let directory = shelf.root.path().to_owned();
     let mut unsealed = tokio::task::spawn_blocking(move || named(look(&directory))).await?;
     unsealed.retain(|path| shelf.holds(path));
-    let mut known: HashSet<String> = open.iter().map(|row| row.segment.path.clone()).collect();
     let relative = |path: &Path| path.strip_prefix(shelf.root.path()).unwrap_or(path).to_string_lossy().into_owned();
-    let asked: Vec<String> = unsealed.iter().map(|path| relative(path)).filter(|path| !known.contains(path)).collect();
-    for paths in asked.chunks(ROWS_AT_ONCE) {
-        known.extend(store.paths_with_rows(shelf.format, paths.to_vec()).await?);
+    let mut known = HashSet::new();
+    for paths in unsealed.chunks(ROWS_AT_ONCE) {
+        known.extend(store.paths_with_rows(shelf.format, paths.iter().map(|path| relative(path)).collect()).await?);
     }
-    Ok(unsealed.into_iter().filter(|path| !known.contains(&relative(path))).collect())
+    unsealed.retain(|path| !known.contains(&relative(path)));
+    // Rows follow their files, so one that has just been begun may have none yet.
+    let root = shelf.root.clone();
+    let others = move || unsealed.into_iter().filter(|path| !(is_younger(path, since) && is_being_written(&root, path))).collect();
+    Ok(tokio::task::spawn_blocking(others).await?)
+}
+
+/// Whether a file was made since then. Not every file system knows when that was.
+fn is_younger(path: &Path, since: SystemTime) -> bool {
+    let made = std::fs::metadata(path).and_then(|metadata| metadata.created().or_else(|_| metadata.modified()));
+    made.is_ok_and(|made| made >= since)
+}
+
+/// Whether its writer holds it.
+fn is_being_written(root: &Root, path: &Path) -> bool {
+    let opened = root.open_file(path.strip_prefix(root.path()).unwrap_or(path));
+    opened.and_then(|file| lock::hold(&file)).is_ok_and(|is_free| !is_free)
+}
+
+/// Whether who opens a file hears that another has locked it. Where that cannot be found out, nobody is to rely on it.
+fn knows_locks(root: &Root) -> bool {
+    let name = PathBuf::from(format!(".lock-{}", new_row_id()));
+    let refused = root.create_new(&name).and_then(|held| {
+        let refused = lock::hold(&held).and_then(|_| root.open_file(&name)).and_then(|other| lock::hold(&other)).map(|is_free| !is_free);
+        std::fs::remove_file(root.path().join(&name))?;
+        refused
+    });
+    refused.unwrap_or_else(|error| {
+        log::warn!("whether the file system knows locks cannot be found out directory={:?} error={error}", root.path());
+        false
+    })
 }
 
 /// The files to look after, with those that had no name yet.
@@ -228,6 +348,8 @@ fn named(found: Found) -> Vec<PathBuf> {
         match adopt(&unfinished, Mode::Repair) {
             Ok(Adopted::Named(named)) => files.push(named),
             Ok(Adopted::Left) => log::warn!("a segment that was just being made is left as it is path={unfinished:?}"),
+            // Its writer has given it its name since then.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => log::error!("a segment that was just being made cannot be kept path={unfinished:?} error={error}"),
         }
     }
@@ -254,3 +376,6 @@ fn is_left(outcome: std::io::Result<Outcome>, path: &Path, level: log::Level) ->
     }
     false
 }
+
+#[cfg(test)]
+mod tests;

@@ -187,7 +187,7 @@ fn only_wav(dir: &Path) -> Option<PathBuf> {
 }
 
 /// A connection that brings audio and closes in order, whatever becomes of the server meanwhile.
-async fn record(address: &str, pcm: &[u8]) {
+pub async fn record(address: &str, pcm: &[u8]) {
     let Ok(mut peer) = EgressPeer::connect(address.parse().unwrap(), PATH).await else { return };
     if peer.send_pcm(pcm).await.is_ok() {
         tokio::time::timeout(Duration::from_secs(60), peer.close_and_wait()).await.expect("answered, or the server is dead");

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tempfile::TempDir;
 
+use super::finishing::record;
 use super::{TIME, audio_dir, ended_rows, interrupted_wav, killed_while_writing};
+use crate::support::egress_peer::counter_pcm;
 use crate::support::machine::sha256sum;
 use crate::support::strace::{self, Start, Traced};
 use crate::support::test_app::{TestApp, read_wav, sidecar};
@@ -168,6 +170,37 @@ async fn d2_d4_a_start_that_is_killed_at_any_step_of_its_repair_is_made_good_by_
         assert_eq!(finish(dir.path()).await, expected, "killed at {call} {when}");
     }
     assert!(died.len() >= 9, "the kills hit: {died:?}");
+}
+
+/// An archive of any size takes no longer than this directory, whose names the kernel does not tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d4_i6_a_start_listens_and_records_though_the_archive_cannot_be_read_and_finishes_it_later() {
+    if !strace::is_here() {
+        return;
+    }
+    let dir = killed_while_writing(&[(name(0), content(0))]).await;
+    let room = audio_dir(dir.path()).join("room");
+    let stray = room.join("20261120T105312.345Z_room_bruno_TR_X.wav");
+    std::fs::write(&stray, interrupted_wav(4_000, 0, 1)).unwrap();
+    let slow = "-o /dev/null -e trace=getdents64 -e inject=getdents64:delay_enter=600000000";
+    let mut args: Vec<String> = slow.split(' ').map(str::to_owned).collect();
+    for directory in [&room, &audio_dir(dir.path())] {
+        args.extend(["-P".to_owned(), directory.display().to_string()]);
+    }
+    let mut server = Traced::start(dir.path(), &args);
+    let Start::Listening(address) = server.started().await else { panic!("it dies") };
+    let rows = ended_rows(dir.path());
+    assert!(rows.len() == 1 && rows[0].contains("|crashed|"), "what has a row is finished: {rows:?}");
+    record(&address, &counter_pcm(4_800, 1)).await;
+    let recorded = ended_rows(dir.path()).into_iter().filter(|row| row.contains("|4800|19200|closed|")).count();
+    assert_eq!((recorded, sidecar(&stray)), (1, None), "{:?}", ended_rows(dir.path()));
+    server.ended(true).await;
+
+    let app = TestApp::builder().open().dir(&dir).start().await;
+    let hashed = async || sidecar(&stray).filter(|sidecar| sidecar["sha256"].is_string());
+    let told = app.eventually("it is finished and hashed", hashed).await;
+    assert_eq!((&told["frames"], &told["recovered"], &told["sha256"]), (&json!(1_000), &json!(true), &json!(sha256sum(&stray))));
+    assert_eq!(app.metric("live_meeting_unrepaired_files").await, 0.0);
 }
 
 #[tokio::test]

@@ -179,8 +179,12 @@ impl Traced {
                 kill_process(server, Signal::KILL).ok();
             }
         }
-        let rest = async { while let Ok(Some(_)) = self.lines.next_line().await {} };
-        tokio::time::timeout(PATIENCE, rest).await.expect("it ends");
+        let mut rest = async || while let Ok(Some(_)) = self.lines.next_line().await {};
+        if kill && tokio::time::timeout(LETS_GO, rest()).await.is_err() {
+            // It does not notice the death of a thread that it holds in a call. Without it the kernel lets that go.
+            self.child.start_kill().ok();
+        }
+        tokio::time::timeout(PATIENCE, rest()).await.expect("it ends");
         tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("strace ends").expect("waited for");
     }
 }

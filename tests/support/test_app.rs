@@ -375,8 +375,11 @@ impl Stopped {
         child.kill().await.expect("killed");
     }
 
+    /// Starts it again, and waits until it has finished the files that no row speaks of too, which it does when it listens.
     pub async fn restart(&self) -> TestApp {
-        start(command(self.dir.path(), &self.env), Arc::clone(&self.dir), self.env.clone(), self.args.clone()).await
+        let app = start(command(self.dir.path(), &self.env), Arc::clone(&self.dir), self.env.clone(), self.args.clone()).await;
+        app.logged("looked for files that the database does not know").await;
+        app
     }
 }
 
