@@ -4,9 +4,10 @@
 //! that a process that was stopped and goes on finds nobody guilty. A part without which nothing goes on ends the process, which every file survives,
 //! and whoever started it starts it again; the others are told of, in the log and by `/health`.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -39,7 +40,8 @@ pub struct Work(Beat);
 #[derive(Debug)]
 struct Part {
     name: String,
-    beats: Weak<AtomicU64>,
+    /// The part has the other one.
+    beats: Arc<AtomicU64>,
     /// Nothing goes on without it.
     vital: bool,
     /// Odd counts are work, and even ones rest.
@@ -106,16 +108,21 @@ impl Watchdog {
         Work(self.part(name, false, true))
     }
 
-    /// What has not given a sign of life for some seconds, and whether anything goes on without it.
+    /// What has not given a sign of life for some seconds, and whether nothing goes on without it. Hundreds of the same name may wait for the same: they
+    /// are one, by the longest of them.
     pub fn silent(&self) -> Vec<(String, bool)> {
         let parts = self.lock();
-        let silent = parts.iter().filter(|part| part.silent >= TOLD_AFTER && part.beats.strong_count() > 0);
-        silent.map(|part| (format!("{} has not answered for {} s", part.name, part.silent), part.vital)).collect()
+        let mut silent = BTreeMap::<(&str, bool), u32>::new();
+        for part in parts.iter().filter(|part| part.silent >= TOLD_AFTER && Arc::strong_count(&part.beats) > 1) {
+            let longest = silent.entry((&part.name, part.vital)).or_default();
+            *longest = part.silent.max(*longest);
+        }
+        silent.into_iter().map(|((name, vital), seconds)| (format!("{name} has not answered for {seconds} s"), vital)).collect()
     }
 
     fn part(&self, name: String, vital: bool, rests: bool) -> Beat {
         let beats = Arc::<AtomicU64>::default();
-        self.lock().push(Part { name, beats: Arc::downgrade(&beats), vital, rests, last: 0, silent: 0 });
+        self.lock().push(Part { name, beats: Arc::clone(&beats), vital, rests, last: 0, silent: 0 });
         Beat(beats)
     }
 
@@ -134,9 +141,13 @@ impl Watchdog {
     }
 
     fn look(&self) -> Vec<Found> {
-        let mut parts = self.lock();
-        parts.retain(|part| part.beats.strong_count() > 0);
-        parts.iter_mut().filter_map(Part::look).collect()
+        let mut found = Vec::new();
+        self.lock().retain_mut(|part| {
+            let has_ended = Arc::get_mut(&mut part.beats).is_some();
+            found.extend(part.look(has_ended));
+            !has_ended
+        });
+        found
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Part>> {
@@ -145,12 +156,16 @@ impl Watchdog {
 }
 
 impl Part {
-    fn look(&mut self) -> Option<Found> {
-        let beats = self.beats.upgrade()?.load(Relaxed);
+    fn look(&mut self, has_ended: bool) -> Option<Found> {
+        let beats = self.beats.load(Relaxed);
         let rests = self.rests && beats.is_multiple_of(2);
-        if rests || std::mem::replace(&mut self.last, beats) != beats {
+        // Who has ended at rest has done its work; who has ended amid it, or never rests, is asked no more.
+        if rests || (!has_ended && std::mem::replace(&mut self.last, beats) != beats) {
             let was_silent = std::mem::take(&mut self.silent) >= if self.vital { TOLD_AFTER } else { HUNG_AFTER };
             return was_silent.then(|| Found::Back(self.name.clone()));
+        }
+        if has_ended {
+            return None;
         }
         self.silent = self.silent.saturating_add(1);
         match self.silent {
@@ -237,5 +252,22 @@ mod tests {
         assert_eq!(found, [Found::Hangs { name: "rows".to_owned(), vital: false }]);
         work.end();
         assert_eq!(watchdog.look(), [Found::Back("rows".to_owned())]);
+    }
+
+    #[test]
+    fn work_that_hung_is_told_to_be_done_though_who_did_it_has_ended_and_many_of_a_kind_are_one_to_whoever_asks() {
+        let watchdog = Watchdog::default();
+        let [done, given_up] = [(); 2].map(|()| watchdog.work("a seal".to_owned()));
+        done.begin();
+        given_up.begin();
+        assert_eq!((0..HUNG_AFTER).flat_map(|_| watchdog.look()).collect::<Vec<_>>(), [], "the first look sees it begin");
+        let hangs = || Found::Hangs { name: "a seal".to_owned(), vital: false };
+        assert_eq!(watchdog.look(), [hangs(), hangs()]);
+        assert_eq!(watchdog.silent(), [("a seal has not answered for 28 s".to_owned(), false)]);
+        done.end();
+        drop((done, given_up));
+        assert_eq!(watchdog.silent(), []);
+        assert_eq!(watchdog.look(), [Found::Back("a seal".to_owned())]);
+        assert!(watchdog.lock().is_empty());
     }
 }

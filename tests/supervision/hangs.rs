@@ -56,6 +56,33 @@ async fn i9_rows_that_hang_are_told_and_no_recording_notices() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i9_a_seal_that_hangs_is_told_as_is_its_end_and_costs_nothing() {
+    // At the end of a track, and while the next segment goes on.
+    for length in ["1h", "1s"] {
+        let points = format!("{SHORT};writer-seal=1*sleep(6000)->off");
+        let app = failing(&points).env("LIVE_MEETING__RECORDING__SEGMENT_DURATION", length).start().await;
+        let speaker = speak(&app, 0, 30).await;
+        let told = async || {
+            let health = app.request("GET", "/health", &[], b"").await.json();
+            let reasons = health["reasons"].as_array()?.clone();
+            let seal =
+                |reason: &serde_json::Value| reason.as_str().is_some_and(|reason| reason.starts_with("the seal of a segment has not answered for"));
+            reasons.iter().any(seal).then(|| health["status"].clone())
+        };
+        assert_eq!(app.eventually("it is told", told).await, "degraded", "{length}");
+        app.logged("the seal of a segment hangs, recordings go on without it").await;
+        app.logged("the seal of a segment answers again").await;
+        let healthy = async || (app.request("GET", "/health", &[], b"").await.json()["status"] == "healthy").then_some(());
+        app.eventually("it is healthy", healthy).await;
+        let spoken = speaker.await.unwrap();
+        let ended = async || recorded(&app).await.remove(&0).filter(|track| track.ended);
+        let track = app.eventually("its rows are final", ended).await;
+        assert!(track.pcm == speech(0, spoken.sent), "{length}: {} of {} bytes", track.pcm.len(), spoken.sent);
+        assert_eq!(track.rows.len() > 1, length == "1s", "{:?}", track.rows);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i9_an_analysis_that_hangs_is_told_and_given_up_and_no_recording_notices() {
     let fake = FakeHume::start(FakeHumeOptions { api_key: "key".to_owned(), ..FakeHumeOptions::default() });
     let streaming = failing(&format!("{SHORT};analysis-send=1*return(3600000)->off"));

@@ -211,8 +211,7 @@ impl TrackActor {
             }
         }));
         let finish = FinishSegment { reason };
-        // Beside the track: a writer that hangs may seal its file when the track has ended.
-        let finished = actix_rt::spawn(async move { old.send(finish).await });
+        let finished = self.look_after_seal(async move { old.send(finish).await });
         ctx.spawn(finished.into_actor(self).map(move |finished, track, _| {
             if let Ok(Err(error)) = finished {
                 // A dead writer cannot finish: its row ends by what the file says.

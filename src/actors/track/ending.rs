@@ -6,6 +6,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::phase::TrackEvent;
 use super::{CloseSocket, TakeTail, TrackActor};
@@ -108,19 +109,31 @@ impl TrackActor {
                 let writer = track.children.as_ref().map(|children| children.writer.addr().clone());
                 let finish = FinishSegment { reason };
                 let earlier = join_all(std::mem::take(&mut track.sealing));
-                let last = async move {
+                let last = track.look_after_seal(async move {
                     if let Some(writer) = writer
                         && let Err(error) = writer.send(finish).await
                     {
                         // It is dead and has sealed nothing: its row ends by what the file says.
                         log::warn!("a segment was not finished by its writer error={error}");
                     }
-                };
+                });
                 let sealed = async move { tokio::join!(earlier, last) };
                 track.in_time(sealed).into_actor(track)
             })
             .map(|sealed, track, ctx| track.settle_rows(sealed.is_some(), ctx));
         ctx.spawn(drained);
+    }
+
+    /// Has a segment sealed beside the track, which may end before it: a writer that hangs seals its file all the same. That it hangs the watchdog tells, for
+    /// nobody else is without an answer then.
+    pub(super) fn look_after_seal<F: Future + 'static>(&self, seal: F) -> JoinHandle<F::Output> {
+        let work = self.params.resources.watchdog.work("the seal of a segment".to_owned());
+        actix_rt::spawn(async move {
+            work.begin();
+            let sealed = seal.await;
+            work.end();
+            sealed
+        })
     }
 
     /// The last step of an end: what is known goes into the rows.

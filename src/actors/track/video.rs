@@ -303,8 +303,7 @@ impl TrackActor {
         Self::watch(ChildKind::VideoWriter, video.writer.generation(), runs, ctx);
         let (done, sealed) = oneshot::channel();
         self.sealing.push(sealed);
-        // Beside the track: a writer that hangs may seal its file when the track has ended.
-        let finished = actix_rt::spawn(async move { old.send(FinishVideo { reason }).await });
+        let finished = self.look_after_seal(async move { old.send(FinishVideo { reason }).await });
         ctx.spawn(finished.into_actor(self).map(move |finished, track, _| {
             if let Ok(Err(error)) = finished {
                 // A dead writer cannot finish: its row ends by what the file says.
@@ -334,13 +333,13 @@ impl TrackActor {
             track.finish_analysis(reason, ctx);
             let writer = track.video.as_ref().map(|video| video.writer.addr().clone());
             let earlier = join_all(std::mem::take(&mut track.sealing));
-            let last = async move {
+            let last = track.look_after_seal(async move {
                 if let Some(writer) = writer
                     && let Err(error) = writer.send(FinishVideo { reason }).await
                 {
                     log::warn!("a segment was not finished by its writer error={error}");
                 }
-            };
+            });
             let sealed = async move { tokio::join!(earlier, last) };
             track.in_time(sealed).into_actor(track)
         });
