@@ -313,7 +313,7 @@ mod tests {
             match repair(&Interrupted::file(path.to_owned())).expect("repaired") {
                 // A sync of it that is under way holds it.
                 Outcome::InUse if std::time::Instant::now() < until => std::thread::yield_now(),
-                outcome => break outcome,
+                outcome @ (Outcome::Recovered(_) | Outcome::Sealed(_) | Outcome::Bad(_) | Outcome::InUse) => break outcome,
             }
         };
         match outcome {
