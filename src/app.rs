@@ -151,7 +151,6 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         Arc::new(Storage::new(disk))
     });
     let tracks = Arc::new(TrackResources {
-        audio_dir: config.storage.audio_dir.clone(),
         root: root.clone(),
         video_pulse: DiskPulse::of(video_root.clone()),
         video_root,

@@ -71,7 +71,8 @@ impl Hasher {
     pub fn start(store: Store, shelves: Vec<Shelf>, strays_are_sealed: Arc<AtomicBool>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let stop = Arc::<AtomicBool>::default();
-        let worker = Worker { store: store.clone(), shelves, strays_are_sealed, stop: Arc::clone(&stop), failed: HashSet::new(), spoilt: HashSet::new() };
+        let worker =
+            Worker { store: store.clone(), shelves, strays_are_sealed, stop: Arc::clone(&stop), failed: HashSet::new(), spoilt: HashSet::new() };
         std::thread::Builder::new().name("hasher".to_owned()).spawn(move || {
             // On Linux, none is the calling thread alone.
             if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {

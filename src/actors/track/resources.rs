@@ -1,6 +1,5 @@
 //! What all tracks share.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::actors::buffer::budget::SpoolBudget;
@@ -20,7 +19,6 @@ use crate::watchdog::Watchdog;
 
 /// What all tracks share.
 pub struct TrackResources {
-    pub audio_dir: PathBuf,
     /// The same, opened: where files are made and read.
     pub root: Root,
     pub video_root: Root,

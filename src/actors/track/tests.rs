@@ -133,7 +133,6 @@ impl Stage {
         };
         let journal = Journal::open(dir.path(), 1 << 20).expect("a journal");
         let resources = TrackResources {
-            audio_dir: dir.path().join("audio"),
             root: Root::open(&dir.path().join("audio")).expect("a root"),
             totals: Arc::default(),
             video_root: Root::open(&dir.path().join("video")).expect("a root"),
