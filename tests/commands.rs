@@ -296,7 +296,9 @@ async fn replay_plays_files_of_any_kind_as_livekit_would() {
 
 #[tokio::test]
 async fn replay_at_full_speed_runs_at_the_guards_pace_and_loses_nothing() {
-    let (app, dir) = (TestApp::builder().start().await, TempDir::new().unwrap());
+    // The burst alone is a third of what the spool of a track holds by default: the minute waits where the disk stalls.
+    let app = TestApp::builder().env("LIVE_MEETING__RECORDING__SPOOL_PER_TRACK", "2m").start().await;
+    let dir = TempDir::new().unwrap();
     let pcm = counter_pcm(48_000 * 60, 1);
     let file = wav_file(dir.path(), "minute.wav", 2, 48_000, &pcm);
     let names = ["--speed", "max", "--room", "r", "--participant", "p", "--track", "TR_9"];

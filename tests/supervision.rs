@@ -23,9 +23,13 @@ fn failing(points: &str) -> Builder {
 
 /// Twenty tracks that speak side by side to their end.
 async fn twenty_speak(app: &TestApp) -> BTreeMap<u32, Spoken> {
+    twenty_speak_for(app, MESSAGES).await
+}
+
+async fn twenty_speak_for(app: &TestApp, messages: usize) -> BTreeMap<u32, Spoken> {
     let mut speakers = Vec::new();
     for number in 0..TRACKS {
-        speakers.push(speak(app, number, MESSAGES).await);
+        speakers.push(speak(app, number, messages).await);
     }
     let mut spoken = BTreeMap::new();
     for speaker in speakers {

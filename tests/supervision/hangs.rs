@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::UnixDatagram;
 
-use super::{all_final, continued, cut_short, failing, twenty_speak};
+use super::{all_final, continued, cut_short, failing, twenty_speak, twenty_speak_for};
 use crate::support::fake_hume::{FakeHume, FakeHumeOptions};
 use crate::support::speaker::{recorded, speak, speech};
 use crate::support::test_app::TestApp;
@@ -16,8 +16,8 @@ pub const SHORT: &str = "append-patience=return(1000);append-second-look=return(
 async fn i9_a_writer_that_hangs_is_given_up_and_nothing_is_lost_or_doubled() {
     // In the middle of a write, and before it has begun: it ends when its audio is in the next segment.
     for point in ["writer-append", "writer-queue"] {
-        let app = failing(&format!("{SHORT};{point}=60*off->1*sleep(2200)->off")).start().await;
-        let spoken = twenty_speak(&app).await;
+        let app = failing(&format!("{SHORT};{point}=60*off->1*sleep(8000)->off")).start().await;
+        let spoken = twenty_speak_for(&app, 100).await;
         let kept = all_final(&app).await;
         assert_eq!((cut_short(&spoken, &kept).len(), continued(&kept)), (0, 1), "{point}: {}", app.log());
         assert!(app.log().contains("while the disk works"), "{}", app.log());
@@ -26,8 +26,8 @@ async fn i9_a_writer_that_hangs_is_given_up_and_nothing_is_lost_or_doubled() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i9_a_segment_that_hangs_as_it_is_made_leaves_no_file() {
-    let app = failing(&format!("{SHORT};writer-append=1*sleep(2200)->off")).start().await;
-    let spoken = speak(&app, 0, 30).await.await.unwrap();
+    let app = failing(&format!("{SHORT};writer-append=1*sleep(8000)->off")).start().await;
+    let spoken = speak(&app, 0, 100).await.await.unwrap();
     let ended = async || recorded(&app).await.remove(&0).filter(|track| track.ended);
     let track = app.eventually("its rows are final", ended).await;
     assert!(track.pcm == speech(0, spoken.sent), "{} of {} bytes", track.pcm.len(), spoken.sent);
@@ -36,8 +36,8 @@ async fn i9_a_segment_that_hangs_as_it_is_made_leaves_no_file() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i9_a_disk_that_hangs_costs_no_restart_and_no_audio_that_fits() {
-    // The write and the disk's own answer take as long.
-    let app = failing(&format!("{SHORT};writer-append=3*off->1*sleep(6000)->off;disk-pulse=1*sleep(4800)->off")).start().await;
+    // The disk's own answer takes longer than the write.
+    let app = failing(&format!("{SHORT};writer-append=3*off->1*sleep(6000)->off;disk-pulse=1*sleep(20000)->off")).start().await;
     let spoken = speak(&app, 0, 80).await.await.unwrap();
     assert!(app.log().contains("asking the disk"), "it is told: {}", app.log());
     let ended = async || recorded(&app).await.remove(&0).filter(|track| track.ended);
@@ -139,8 +139,8 @@ async fn i9_a_registry_that_is_blocked_ends_the_process() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i9_health_tells_of_a_worker_that_does_not_answer_before_the_process_ends() {
-    // 5 looks are 1 s here, and 28 of them 5.6.
-    let app = failing("watchdog-tick=return(200);track-audio=5*off->1*sleep(3600000)").start().await;
+    // 5 looks are 3 s here, and 28 of them 17.
+    let app = failing("watchdog-tick=return(600);track-audio=5*off->1*sleep(3600000)").start().await;
     let speaker = speak(&app, 0, 3_000).await;
     let told = async || {
         // Connections go round the workers, and one of these does not answer.

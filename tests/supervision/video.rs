@@ -49,9 +49,13 @@ async fn film(app: &TestApp, track: u8, count: u8) -> JoinHandle<(u8, Filmed)> {
 }
 
 async fn all_film(app: &TestApp) -> BTreeMap<u8, Filmed> {
+    all_film_for(app, PICTURES).await
+}
+
+async fn all_film_for(app: &TestApp, pictures: u8) -> BTreeMap<u8, Filmed> {
     let mut filming = Vec::new();
     for track in 0..TRACKS {
-        filming.push(film(app, track, PICTURES).await);
+        filming.push(film(app, track, pictures).await);
     }
     let mut filmed = BTreeMap::new();
     for film in filming {
@@ -157,8 +161,8 @@ async fn i8_the_sixth_failure_within_a_minute_ends_a_track_of_video_and_is_told(
 async fn i9_a_video_writer_that_hangs_is_given_up_and_no_picture_is_lost_or_doubled() {
     // In the middle of a write, and before it has begun: it ends when its pictures are in the next segment.
     for point in ["video-append", "video-queue"] {
-        let app = failing(&format!("{SHORT};{point}=30*off->1*sleep(2200)->off")).start().await;
-        let filmed = all_film(&app).await;
+        let app = failing(&format!("{SHORT};{point}=30*off->1*sleep(8000)->off")).start().await;
+        let filmed = all_film_for(&app, 250).await;
         let kept = all_final(&app, usize::from(TRACKS)).await;
         assert_eq!((cut_short(&filmed, &kept).len(), continued(&kept)), (0, 1), "{point}: {}", app.log());
         assert!(app.log().contains("while the disk works"), "{}", app.log());
@@ -167,8 +171,8 @@ async fn i9_a_video_writer_that_hangs_is_given_up_and_no_picture_is_lost_or_doub
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i9_a_segment_of_video_that_hangs_as_it_is_made_leaves_no_file() {
-    let app = failing(&format!("{SHORT};video-append=1*sleep(2200)->off")).start().await;
-    let (track, filmed) = film(&app, 0, PICTURES).await.await.unwrap();
+    let app = failing(&format!("{SHORT};video-append=1*sleep(8000)->off")).start().await;
+    let (track, filmed) = film(&app, 0, 250).await.await.unwrap();
     let kept = all_final(&app, 1).await;
     assert_eq!((cut_short(&BTreeMap::from([(track, filmed)]), &kept), kept[&0].rows.len()), (Vec::new(), 1), "{}", app.log());
     let files = async || {
@@ -180,8 +184,8 @@ async fn i9_a_segment_of_video_that_hangs_as_it_is_made_leaves_no_file() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i9_a_disk_that_hangs_costs_no_restart_and_no_picture_that_fits() {
-    // The write and the disk's own answer take as long.
-    let app = failing(&format!("{SHORT};video-append=3*off->1*sleep(6000)->off;disk-pulse=1*sleep(4800)->off")).start().await;
+    // The disk's own answer takes longer than the write.
+    let app = failing(&format!("{SHORT};video-append=3*off->1*sleep(6000)->off;disk-pulse=1*sleep(20000)->off")).start().await;
     let (track, filmed) = film(&app, 0, 200).await.await.unwrap();
     assert!(app.log().contains("asking the disk"), "it is told: {}", app.log());
     let kept = all_final(&app, 1).await;

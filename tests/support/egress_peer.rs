@@ -22,7 +22,7 @@ pub const CHUNK_TIME: Duration = Duration::from_millis(10);
 /// gorilla's `defaultWriteBufferSize`: a longer client message is cut into continuation frames of this size (conn.go).
 pub const GORILLA_WRITE_BUFFER: usize = 4_096;
 /// Longest wait for the server; past it the peer panics and says what was missing.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Opcodes, RFC 6455 section 5.2.
 pub const CONTINUATION: u8 = 0x0;
@@ -243,7 +243,7 @@ impl EgressPeer {
         within("the server's Close frame and FIN", self.until_end()).await
     }
 
-    /// Waits, at most 10 s in all, for the server to end the connection by itself, and answers its pings. Its Close is echoed as gorilla does.
+    /// Waits, within [`PATIENCE`], for the server to end the connection by itself, and answers its pings. Its Close is echoed as gorilla does.
     pub async fn expect_close(mut self) -> CloseSeen {
         within("the server to close the connection", self.until_end()).await
     }
