@@ -255,6 +255,7 @@ async fn replay(app: &TestApp, dir: &TempDir, args: &[&str]) -> Finished {
 
 /// The only segment that has come of a participant.
 async fn segment_of(app: &TestApp, participant: &str) -> (Value, Vec<u8>) {
+    app.settled().await;
     let items = app.items("/api/v1/recordings").await;
     let item = items.into_iter().find(|item| item["participant"] == participant).expect("a recording");
     let segments = item["segments"].as_array().unwrap();

@@ -25,6 +25,7 @@ async fn connect(app: &TestApp, participant: &str) -> EgressPeer {
 
 /// The one recording of a participant.
 async fn recording(app: &TestApp, participant: &str) -> Value {
+    app.settled().await;
     let all = app.items("/api/v1/recordings").await;
     let mut of_participant = all.into_iter().filter(|recording| recording["participant"] == participant);
     let recording = of_participant.next().expect("a recording");

@@ -46,6 +46,7 @@ fn assert_refused(outcome: Result<EgressPeer, Refusal>, status: u16, code: &str,
 
 /// The only recording of a participant.
 pub async fn recording_of(app: &TestApp, participant: &str) -> Value {
+    app.settled().await;
     let items = app.items("/api/v1/recordings").await;
     let mut own = items.iter().filter(|item| item["participant"] == participant);
     let found = own.next().unwrap_or_else(|| panic!("no recording of {participant} in {items:?}"));

@@ -19,6 +19,7 @@ fn stereo() -> hound::WavSpec {
 
 /// The only recording of the only meeting.
 async fn recording(app: &TestApp) -> Value {
+    app.settled().await;
     let items = app.items("/api/v1/recordings").await;
     assert_eq!(items.len(), 1, "{items:?}");
     items[0].clone()

@@ -41,6 +41,7 @@ fn assert_taken(response: &Response, what: &str) {
 
 async fn deliver(app: &TestApp, event: Value) {
     assert_taken(&app.webhook(event.clone()).await, &event.to_string());
+    app.settled().await;
 }
 
 async fn session(app: &TestApp, meeting: &str) -> Value {
@@ -96,6 +97,7 @@ async fn fifty_deliveries_at_once_have_one_effect() {
     for answer in join_all((0..50).map(|_| app.signed_webhook(joined.as_bytes()))).await {
         assert_taken(&answer, "each of them");
     }
+    app.settled().await;
     assert_eq!(["webhook_events", "sessions", "participants"].map(|table| rows(&app, table)), [1, 1, 1]);
 }
 

@@ -24,6 +24,7 @@ async fn connect(app: &TestApp, participant: &str) -> EgressPeer {
 
 /// The PCM of the only segment of each participant's recording, by participant, after asserting how it ended.
 async fn sealed(app: &TestApp, end_reason: &str) -> Vec<(String, Vec<u8>)> {
+    app.settled().await;
     let items = app.items("/api/v1/recordings").await;
     let pcm = |item: &Value| {
         let segments = item["segments"].as_array().unwrap();

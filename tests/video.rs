@@ -41,6 +41,7 @@ fn frames_of_tiny_fragments(count: usize) -> Vec<u8> {
 
 /// The recording of a codec's track.
 async fn recording(app: &TestApp, codec: &str) -> Value {
+    app.settled().await;
     let items = app.items("/api/v1/recordings").await;
     items.iter().find(|item| item["trackSid"] == format!("TR_{codec}")).unwrap_or_else(|| panic!("{codec}: {items:?}")).clone()
 }

@@ -56,6 +56,7 @@ async fn send_and_close(app: &TestApp, pcm: &[u8]) {
     let mut peer = EgressPeer::connect(app.addr, PATH).await.unwrap();
     peer.send_pcm(pcm).await.unwrap();
     peer.close_and_wait().await;
+    app.settled().await;
 }
 
 /// Sets the clock by which the segments started, in their order.

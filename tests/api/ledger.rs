@@ -14,6 +14,7 @@ async fn tell(app: &TestApp, id: &str, name: &str, sid: &str, more: Value) {
     let mut event = json!({"event": name, "id": id, "createdAt": "1739900000", "room": {"sid": sid, "name": "room"}});
     event.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     assert_eq!(app.webhook(event).await.status, 204);
+    app.settled().await;
 }
 
 fn of_ana() -> Value {
@@ -243,6 +244,6 @@ async fn webhooks_are_forgotten_after_a_week() {
     assert_eq!(texts(&app.items(EVENTS).await, "id"), ["EV_now", "EV_new"]);
     assert_eq!(told_participants(&app, "RM_1").await.len(), 1);
     let app = app.kill().await.restart().await;
-    app.get_json("/health").await;
+    app.healthy().await;
     assert_eq!((app.items(EVENTS).await.len(), app.log().contains("forgotten")), (2, false), "nothing went, and nothing is said");
 }

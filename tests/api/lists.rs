@@ -10,6 +10,7 @@ async fn tell(app: &TestApp, event: &str, sid: &str, room: &str, second: i64) {
     let at = (1_739_900_000 + second).to_string();
     let response = app.webhook(json!({"event": event, "createdAt": at, "room": {"sid": sid, "name": room}})).await;
     assert_eq!(response.status, 204);
+    app.settled().await;
 }
 
 pub fn texts(items: &[Value], key: &str) -> Vec<String> {

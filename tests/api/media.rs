@@ -13,6 +13,7 @@ async fn record(app: &TestApp) -> (Value, PathBuf) {
     let mut peer = EgressPeer::connect(app.addr, "/egress-audio?roomName=room&participant=ana&trackId=TR_1").await.unwrap();
     peer.send_pcm(&counter_pcm(4_800, 1)).await.unwrap();
     peer.close_and_wait().await;
+    app.settled().await;
     let recording = app.items("/api/v1/recordings?meetingId=room").await[0].clone();
     (recording, app.wav_file())
 }

@@ -48,6 +48,7 @@ async fn a_url_of_the_longest_names_and_all_parameters_opens() {
         peer.send_pcm(&[1, 0, 1, 0]).await.unwrap();
         let close = peer.close_and_wait().await;
         assert!(close.close_frame, "{close:?}");
+        app.settled().await;
         let items = app.items("/api/v1/recordings").await;
         assert!(items.iter().any(|item| item["participant"] == name('p') && item["roomName"] == name('r')), "{length} bytes: {items:?}");
     }

@@ -215,5 +215,5 @@ async fn f11_a_file_that_may_not_grow_is_followed_by_the_next_and_nobody_dies() 
         assert!(frames_for_players(file).iter().all(|(_, frames)| Some(*frames) == segment["frames"].as_u64()), "{segment}");
     }
     assert_eq!(metric(&app, "live_meeting_writer_restarts_total").await, 0.0);
-    assert_eq!(app.get("/health").await.status, 200);
+    app.healthy().await;
 }

@@ -26,7 +26,7 @@ async fn w2_what_neither_database_nor_journal_takes_is_503_and_is_taken_when_it_
     let app = builder(&database).start().await;
     database.take_away();
     break_journal(&app);
-    let answer = app.webhook(started("RM_1")).await;
+    let answer = app.webhook_once(started("RM_1")).await;
     answer.assert_problem(503, "databaseUnavailable");
     assert!(answer.header("retry-after").is_some());
     app.logged("a webhook could not be kept").await;
@@ -42,7 +42,7 @@ async fn w6_a_journal_whose_file_could_not_be_begun_begins_another() {
     database.take_away();
     let dir = app.dir.path().join("storage/journal");
     let Some(failing) = Strace::inject(&app, Some("fsync"), "error=EIO:when=1", Some(&dir)) else { return };
-    app.webhook(started("RM_1")).await.assert_problem(503, "databaseUnavailable");
+    app.webhook_once(started("RM_1")).await.assert_problem(503, "databaseUnavailable");
     drop(failing);
     assert_eq!(app.webhook(started("RM_1")).await.status, 204);
     database.give_back();
@@ -60,7 +60,7 @@ async fn w6_a_full_journal_refuses_webhooks_and_takes_them_again_when_the_databa
     let mut taken = Vec::new();
     for number in 0.. {
         large["id"] = json!(format!("EV_{number}"));
-        match app.webhook(large.clone()).await {
+        match app.webhook_once(large.clone()).await {
             answer if answer.status == 204 => taken.push(format!("EV_{number}")),
             answer => {
                 answer.assert_problem(503, "databaseUnavailable");
@@ -189,7 +189,7 @@ async fn w2_a_journal_whose_disk_hangs_refuses_what_memory_should_not_hold() {
         event["room"]["metadata"] = json!("x".repeat(300_000));
         event
     };
-    let mut answers: FuturesUnordered<_> = (1..=8).map(|number| app.webhook(large(number))).collect();
+    let mut answers: FuturesUnordered<_> = (1..=8).map(|number| app.webhook_once(large(number))).collect();
     let first = answers.next().await.expect("an answer");
     first.assert_problem(503, "databaseUnavailable");
     app.logged("the journal's disk is slow").await;

@@ -25,6 +25,7 @@ async fn d8_a_finished_file_has_a_sidecar_whose_hash_sha256sum_confirms() {
     let started = (chrono::Utc::now() - chrono::TimeDelta::seconds(60)).timestamp();
     let room = json!({"sid": "RM_1", "name": "room"});
     assert_eq!(app.webhook(json!({"event": "room_started", "room": room, "createdAt": started.to_string()})).await.status, 204);
+    app.settled().await;
     let pcm = counter_pcm(48_000, 7);
     let after_start = |time: chrono::DateTime<chrono::Utc>| time.timestamp_millis() - 1_000 * started;
     let mut peer = EgressPeer::connect(app.addr, PATH).await.unwrap();

@@ -35,6 +35,7 @@ async fn begin_session(app: &TestApp) -> DateTime<Utc> {
     let began = (Utc::now() - TimeDelta::seconds(60)).timestamp();
     let room = json!({"sid": "RM_1", "name": "room"});
     assert_eq!(app.webhook(json!({"event": "room_started", "room": room, "createdAt": began.to_string()})).await.status, 204);
+    app.settled().await;
     DateTime::from_timestamp(began, 0).unwrap()
 }
 
@@ -57,6 +58,7 @@ struct Joined {
 }
 
 async fn joined(app: &TestApp) -> Joined {
+    app.settled().await;
     let recording = app.items("/api/v1/recordings").await.remove(0);
     let mut all = Joined::default();
     for segment in recording["segments"].as_array().unwrap() {

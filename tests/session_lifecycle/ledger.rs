@@ -59,6 +59,7 @@ async fn w2_every_event_that_was_acknowledged_is_in_the_ledger_after_kill_9() {
             promised.extend(sender.await.unwrap());
         }
         app = stopped.restart().await;
+        app.settled().await;
         let quoted = promised.iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(",");
         let people = promised.iter().map(|id| format!("'PA_{id}'")).collect::<Vec<_>>().join(",");
         for of in [

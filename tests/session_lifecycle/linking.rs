@@ -11,6 +11,7 @@ async fn record(app: &TestApp, query: &str) {
     let mut peer = EgressPeer::connect(app.addr, &format!("/egress-audio?roomName=room&{query}")).await.unwrap();
     peer.send_pcm(&counter_pcm(480, 1)).await.unwrap();
     peer.close_and_wait().await;
+    app.settled().await;
 }
 
 fn now() -> i64 {
@@ -42,6 +43,7 @@ async fn recordings_made_before_their_session_are_found_by_it_and_stay_where_the
     let tracks: Vec<Value> = app.items("/api/v1/sessions/RM_1/tracks").await.into_iter().map(|track| track["sid"].clone()).collect();
     assert_eq!(tracks.len(), 2, "{tracks:?}");
     open.close_and_wait().await;
+    app.settled().await;
     assert_eq!(app.items("/api/v1/recordings?meetingId=room").await.len(), 2, "they are found by their old name too");
 }
 

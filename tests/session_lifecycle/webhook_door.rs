@@ -182,6 +182,7 @@ async fn what_was_acknowledged_survives_kill_9() {
     ] {
         deliver(&app, event(name, "RM_1", 0, more)).await;
         app = app.kill().await.restart().await;
+        app.settled().await;
         let found = session(&app, "RM_1").await;
         assert!(found.pointer(probe).is_some_and(Value::is_string), "{name}: {found}");
     }

@@ -127,10 +127,11 @@ async fn hang_up(app: &TestApp, db: &TestDatabase, request: &[u8]) -> bool {
 async fn assert_usable(app: &TestApp, sessions: usize) {
     let answers = join_all((0..HANG_UPS).map(|n| app.webhook(room_started(100 + n)))).await;
     assert!(answers.iter().all(|answer| answer.status == 204), "{answers:?}\n{}", app.log());
+    app.settled().await;
     for items in join_all((0..HANG_UPS).map(|_| app.items("/api/v1/sessions"))).await {
         assert_eq!(items.len(), sessions + HANG_UPS);
     }
-    assert_eq!(app.get("/health").await.status, 200);
+    app.healthy().await;
     assert!(!app.log().contains("panicked"), "{}", app.log());
 }
 

@@ -16,7 +16,7 @@ async fn a_panic_at(point: &str, after: u32, short: usize, further: usize) {
     app.logged("panicked").await;
     let cut = cut_short(&spoken, &kept);
     assert_eq!((cut.len(), continued(&kept)), (short, further), "{point}: {cut:?} are cut short; the log:\n{}", app.log());
-    assert_eq!(app.get("/health").await.status, 200, "the server goes on");
+    app.healthy().await;
     for number in cut {
         assert!(!spoken[&number].close.close_frame || spoken[&number].close.code == Some(1011), "{point}: {:?}", spoken[&number].close);
     }

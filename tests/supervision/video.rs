@@ -111,7 +111,7 @@ async fn a_panic_at(point: &str, after: u32, short: usize, further: usize) {
     app.logged("panicked").await;
     let cut = cut_short(&filmed, &kept);
     assert_eq!((cut.len(), continued(&kept)), (short, further), "{point}: {cut:?} are cut short; the log:\n{}", app.log());
-    assert_eq!(app.get("/health").await.status, 200, "the server goes on");
+    app.healthy().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

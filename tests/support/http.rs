@@ -28,6 +28,11 @@ impl Response {
         self.headers.get(&name.to_ascii_lowercase()).map(String::as_str)
     }
 
+    /// The server says that it waits for its database, and that one is to come again.
+    pub fn is_come_again(&self) -> bool {
+        self.status == 503 && serde_json::from_slice(&self.body).is_ok_and(|problem: Value| problem["code"] == "databaseUnavailable")
+    }
+
     /// Asserts that this is a problem document with such a status and code.
     #[track_caller]
     pub fn assert_problem(&self, status: u16, code: &str) {

@@ -17,6 +17,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
+use super::egress_peer::{EgressPeer, Refusal};
 pub use super::http::{Response, parse_response, request};
 
 pub const API_KEY: &str = "test-key";
@@ -270,9 +271,52 @@ impl TestApp {
         self.request("GET", path, &[("Authorization", &format!("Bearer {ADMIN_KEY}"))], b"").await
     }
 
+    /// Its answer, when it is another than to come again: a disk that stalls holds the database up.
+    async fn come_again(&self, what: &str, ask: impl AsyncFn() -> Response) -> Response {
+        self.eventually(&format!("another answer than 503 to {what}"), async || Some(ask().await).filter(|answer| !answer.is_come_again())).await
+    }
+
+    /// Waits until `/health` has nothing against the server that would keep it from its work.
+    pub async fn healthy(&self) {
+        self.eventually("it is healthy", async || (self.get("/health").await.status == 200).then_some(())).await;
+    }
+
+    /// What a track's end and webhooks tell is in rows when they are answered, but for a database that takes long: it follows then, and is waited for here.
+    pub async fn settled(&self) {
+        let waiting = async || self.metric("live_meeting_journal_records").await;
+        if waiting().await == 0.0 && !self.log().contains("the rows of a track follow later") {
+            return;
+        }
+        let all_written = async || {
+            let (live, rows) = (self.items("/api/v1/tracks/live").await, self.items("/api/v1/recordings").await);
+            let is_live = |row: &Value| live.iter().any(|track| ["participant", "trackSid"].iter().all(|name| track[*name] == row[*name]));
+            (waiting().await == 0.0 && rows.iter().all(|row| row["endedAt"].is_string() || is_live(row))).then_some(())
+        };
+        self.eventually("all rows are written", all_written).await;
+    }
+
+    /// What becomes of a connection of which the database was asked in time. One that it had no word on ends, and the next is tried.
+    pub async fn by_the_databases_word(&self, connect: impl AsyncFn() -> Result<EgressPeer, Refusal>) -> Result<EgressPeer, Refusal> {
+        let without = || self.log().matches("without the database's word").count();
+        let by_its_word = async || {
+            let before = without();
+            let outcome = connect().await;
+            // Behind its answer the log has come.
+            self.metric("live_meeting_journal_records").await;
+            if without() == before {
+                return Some(outcome);
+            }
+            if let Ok(peer) = outcome {
+                peer.close_and_wait().await;
+            }
+            None
+        };
+        self.eventually("the database has its word", by_its_word).await
+    }
+
     /// The JSON of a path that must answer 200.
     pub async fn get_json(&self, path: &str) -> Value {
-        let response = self.get(path).await;
+        let response = self.come_again(path, async || self.get(path).await).await;
         assert_eq!(response.status, 200, "{path}: {}; the log:\n{}", String::from_utf8_lossy(&response.body), self.log());
         response.json()
     }
@@ -304,6 +348,11 @@ impl TestApp {
 
     /// Posts JSON with the admin key.
     pub async fn post(&self, path: &str, body: Value) -> Response {
+        self.come_again(path, async || self.post_once(path, body.clone()).await).await
+    }
+
+    /// The same, whatever the answer is.
+    pub async fn post_once(&self, path: &str, body: Value) -> Response {
         let headers = [("Authorization", &*format!("Bearer {ADMIN_KEY}")), ("Content-Type", "application/json")];
         self.request("POST", path, &headers, body.to_string().as_bytes()).await
     }
@@ -315,13 +364,23 @@ impl TestApp {
         response.json()["ticket"].as_str().expect("a ticket").to_owned()
     }
 
-    /// Delivers an event as LiveKit does. `event` needs at least `event`; `id` and `createdAt` are added where they are missing.
+    /// Delivers an event as LiveKit does, which repeats it when it is told to. `event` needs at least `event`; `id` and `createdAt` are added where
+    /// they are missing.
     pub async fn webhook(&self, event: Value) -> Response {
         let body = complete(event).to_string();
         self.signed_webhook(body.as_bytes()).await
     }
 
+    /// The same, whatever the answer is.
+    pub async fn webhook_once(&self, event: Value) -> Response {
+        self.signed_webhook_once(complete(event).to_string().as_bytes()).await
+    }
+
     pub async fn signed_webhook(&self, body: &[u8]) -> Response {
+        self.come_again("a webhook", async || self.signed_webhook_once(body).await).await
+    }
+
+    async fn signed_webhook_once(&self, body: &[u8]) -> Response {
         let token = sign(API_KEY, API_SECRET, body).expect("signed");
         let headers = [("Authorization", token.as_str()), ("Content-Type", "application/webhook+json"), ("User-Agent", "LiveKit")];
         self.request("POST", "/livekit/webhook", &headers, body).await
