@@ -21,8 +21,8 @@ use crate::config::{Config, DatabaseUrl, RecordingConfig, Secret};
 use crate::db::Store;
 use crate::db::rows::{Page, RecordingRow, SegmentRow};
 use crate::ids::{MeetingId, RoomName, SegmentId, TrackSid};
-use crate::journal::Journal;
 use crate::journal::rows::OpenedSegment;
+use crate::journal::{Journal, replay};
 use crate::recording::append_pool::AppendPool;
 use crate::recording::ivf::Unframer;
 use crate::recording::path::SegmentName;
@@ -152,6 +152,8 @@ impl Stage {
             store: store.clone(),
             journal: journal.clone(),
         };
+        // What a slow disk sends to the journal follows, as in a server.
+        actix_rt::spawn(replay::run(journal.clone(), store.clone(), Box::new(|_| Box::pin(async {}))));
         let (told, ended) = mpsc::unbounded_channel();
         let registry = SessionRegistry::new(store, journal, Duration::from_secs(5)).start();
         Self { dir, resources: Arc::new(resources), registry, probe: Probe(told).start(), ended }
