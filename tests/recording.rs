@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::egress_peer::{EgressPeer, GORILLA_WRITE_BUFFER, Handshake, counter_pcm};
+use self::mono::send_until_judged;
+use crate::support::egress_peer::{CHUNK_BYTES, EgressPeer, GORILLA_WRITE_BUFFER, Handshake, counter_pcm};
 use crate::support::test_app::{TestApp, read_wav};
 
 const PATH: &str = "/egress-audio?roomName=room&participant=ana&trackId=TR_1";
@@ -109,7 +110,7 @@ async fn a_growing_file_is_valid_and_follows_within_its_deadline() {
     let pcm = counter_pcm(48_000, 1);
     let mut peer = EgressPeer::connect(app.addr, PATH).await.unwrap();
     for (part, frames) in pcm.chunks(19_200).zip(1..) {
-        peer.send_realtime(part).await.unwrap();
+        peer.go_on(part).await.unwrap();
         let sent = Instant::now();
         // 200 ms are promised; four times that decide.
         let expected = frames * 19_200;
@@ -178,6 +179,7 @@ async fn muted_zeros_are_holes_and_mute_spans_are_kept() {
     assert_eq!(pcm, [before, zeros, after].concat());
     let metadata = app.wav_file().metadata().unwrap();
     assert!(metadata.blocks() * 512 < 192_000 + 5 * 4_096, "{} bytes on the disk for 1 s of sound", metadata.blocks() * 512);
+    app.settled().await;
     let tracks = app.items("/api/v1/sessions/room/tracks").await;
     assert_eq!(tracks[0]["muteSpans"], json!([{"startMs": 0, "endMs": 4_500}]));
 }
@@ -194,6 +196,7 @@ async fn a_reconnect_keeps_the_mute_spans_of_before() {
         peer.send_pcm(&counter_pcm(480, 1)).await.unwrap();
         peer.close_and_wait().await;
     }
+    app.settled().await;
     let tracks = app.items("/api/v1/sessions/room/tracks").await;
     let spans = tracks[0]["muteSpans"].as_array().unwrap();
     assert_eq!(spans.len(), 2, "{spans:?}");
@@ -223,21 +226,27 @@ async fn pause_leaves_the_silence_of_a_muted_track_out_and_says_so() {
 #[tokio::test]
 async fn livekits_stereo_behind_a_mono_declaration_is_corrected() {
     let app = TestApp::builder().open().start().await;
-    let pcm = counter_pcm(48_000 * 4, 1);
     let mut peer = EgressPeer::connect(app.addr, &format!("{PATH}&sampleRate=48000&channels=1")).await.unwrap();
-    peer.send_realtime(&pcm).await.unwrap();
-    app.eventually("the live track says so", async || app.items("/api/v1/tracks/live").await.first()?["formatMismatch"].as_str().map(drop)).await;
+    let sent = send_until_judged(&app, &mut peer, CHUNK_BYTES).await.len();
+    // Whole groups of 2 s.
+    let pcm = counter_pcm(sent.next_multiple_of(384_000) / 4, 1);
+    peer.send_pcm(&pcm[sent..]).await.unwrap();
     peer.close_and_wait().await;
-    assert_eq!(read_wav(&app.wav_file()), (stereo(), pcm));
+    assert!(read_wav(&app.wav_file()) == (stereo(), pcm.clone()));
     let segment = recording(&app).await["segments"][0].clone();
-    assert_eq!((segment["channels"].as_u64(), segment["frames"].as_u64(), segment["seconds"].as_f64()), (Some(2), Some(192_000), Some(4.0)));
+    let frames = (pcm.len() / 4) as u64;
+    assert_eq!(
+        (segment["channels"].as_u64(), segment["frames"].as_u64(), segment["seconds"].as_f64()),
+        (Some(2), Some(frames), Some(frames as f64 / 48_000.0))
+    );
+    app.settled().await;
     let tracks = app.items("/api/v1/sessions/room/tracks").await;
     assert!(tracks[0]["formatMismatch"].as_str().unwrap().contains("stereo"), "{}", tracks[0]);
     assert!(app.log().contains("the format of a track is not as declared"));
     // Groups too: none was cut as mono.
     let log = app.pipeline_log("room");
     let lines: Vec<&str> = log.lines().collect();
-    assert_eq!(lines.len(), 2, "{log}");
+    assert_eq!(lines.len(), pcm.len() / 384_000, "{log}");
     assert!(lines.iter().all(|line| line.contains("duration_ms=2000 bytes=384000")), "{log}");
 }
 
@@ -245,16 +254,12 @@ async fn livekits_stereo_behind_a_mono_declaration_is_corrected() {
 async fn a_steady_rate_below_the_declared_one_is_told_and_nothing_is_changed() {
     let app = TestApp::builder().open().start().await;
     // 16 kHz stereo that claims to be 48 kHz: a third of the bytes, in real time.
-    let pcm = counter_pcm(16_000 * 4, 1);
     let handshake = Handshake { content_type: None, headers: &[] };
     let mut peer = EgressPeer::connect_with(app.addr, &format!("{PATH}&channels=2"), handshake).await.unwrap();
-    let start = Instant::now();
-    for (chunk, number) in pcm.chunks(640).zip(1..) {
-        peer.send_binary(chunk).await.unwrap();
-        tokio::time::sleep_until((start + Duration::from_millis(10 * number)).into()).await;
-    }
+    let pcm = send_until_judged(&app, &mut peer, 640).await;
     peer.close_and_wait().await;
-    assert_eq!(read_wav(&app.wav_file()), (stereo(), pcm));
+    assert!(read_wav(&app.wav_file()) == (stereo(), pcm));
+    app.settled().await;
     let tracks = app.items("/api/v1/sessions/room/tracks").await;
     assert!(tracks[0]["formatMismatch"].as_str().unwrap().contains("192000 bytes per second"), "{}", tracks[0]);
 }
@@ -288,16 +293,24 @@ async fn hostile_names_stay_inside_the_audio_directory_and_apart() {
     assert!(directories.iter().all(|directory| directory.parent() == Some(&app.audio_dir())), "{directories:?}");
     let outside: Vec<_> = std::fs::read_dir(app.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(outside, ["storage"], "nothing was made beside the storage");
+    app.settled().await;
     assert_eq!(app.items("/api/v1/recordings").await.len(), names.len());
 }
 
 #[tokio::test]
 async fn t2_a_second_connection_is_refused_until_the_first_stalls_and_continues_its_recording() {
     let app = TestApp::builder().open().env("LIVE_MEETING__INGEST__STALL_AFTER", "1s").start().await;
-    let (one, two) = (counter_pcm(4_800, 1), counter_pcm(9_600, 50_000));
+    let (one, two) = (counter_pcm(48_000 * 60, 1), counter_pcm(9_600, 50_000));
     let mut first = EgressPeer::connect(app.addr, PATH).await.unwrap();
-    first.send_pcm(&one).await.unwrap();
-    let refusal = EgressPeer::connect(app.addr, PATH).await.map(drop).expect_err("the track is live");
+    let addr = app.addr;
+    let dialling = tokio::spawn(async move { EgressPeer::connect(addr, PATH).await.map(drop) });
+    let mut parts = one.chunks(CHUNK_BYTES);
+    first.go_on(parts.next().expect("some")).await.unwrap();
+    while !dialling.is_finished() {
+        first.go_on(parts.next().expect("an answer within a minute")).await.unwrap();
+    }
+    let one = one[..first.sent().audio_bytes].to_vec();
+    let refusal = dialling.await.unwrap().expect_err("the track is live");
     assert_eq!((refusal.status, refusal.content_type.as_str()), (409, "application/problem+json"));
     app.eventually("the first is stalled", async || app.items("/api/v1/tracks/live").await.first()?["stalled"].as_bool()?.then_some(())).await;
     let mut second = EgressPeer::connect(app.addr, PATH).await.unwrap();

@@ -74,7 +74,7 @@ async fn d5_a_failed_sync_is_never_taken_back_and_the_next_segment_has_what_come
     // Synced each second: the first fails, and those behind it would succeed.
     let mut rest = rest.chunks(19_200);
     while app.wav_files().len() < 2 {
-        peer.send_realtime(rest.next().expect("a sync fails within a minute")).await.unwrap();
+        peer.go_on(rest.next().expect("a sync fails within a minute")).await.unwrap();
     }
     drop(failing);
     let told = async || reasons(&app).await.iter().any(|reason| reason.starts_with("disk: a sync failed")).then_some(());
@@ -158,11 +158,11 @@ async fn d3_a_sync_that_does_not_come_back_is_told_of_and_costs_nothing() {
     let Some(hanging) = Strace::inject(&app, Some("fdatasync,fsync"), "delay_enter=3600000000", Some(&app.wav_file())) else { return };
     let mut rest = rest.chunks(19_200);
     // A pause that is filled where audio has come since: what moves is not on the disk by then.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    peer.pause(Duration::from_secs(2)).await;
     let is_told = async || reasons(&app).await.iter().any(|reason| reason.starts_with("disk: a sync has waited for "));
     let is_filled = async || app.live("ana").await.is_some_and(|live| live["filledFrames"].as_u64() > Some(0));
     while !is_told().await || !is_filled().await {
-        peer.send_realtime(rest.next().expect("told within a minute")).await.unwrap();
+        peer.go_on(rest.next().expect("told within a minute")).await.unwrap();
     }
     assert!(metric(&app, "live_meeting_sync_oldest_seconds").await > 5.0);
     let goes_on = async || {

@@ -66,7 +66,7 @@ impl Speakers {
             tasks.push(tokio::spawn(async move {
                 let pcm = counter_pcm(48_000 * 100, number + 1);
                 for part in pcm.chunks(19_200) {
-                    peer.send_realtime(part).await.unwrap();
+                    peer.go_on(part).await.unwrap();
                     if *told.borrow() {
                         break;
                     }

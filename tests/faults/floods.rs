@@ -86,7 +86,7 @@ async fn i2_a_flood_costs_no_memory_and_no_other_track_its_audio() {
     let (told, audio) = (Arc::clone(&stop), pcm.clone());
     let witness = tokio::spawn(async move {
         for part in audio.chunks(19_200) {
-            witness.send_realtime(part).await.unwrap();
+            witness.go_on(part).await.unwrap();
             count.fetch_add(part.len(), Ordering::Relaxed);
             if told.load(Ordering::Relaxed) {
                 break;

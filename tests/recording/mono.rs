@@ -27,7 +27,7 @@ fn doubled(mono: &[u8]) -> Vec<u8> {
 }
 
 /// Sends so many bytes each 10 ms until the server has judged their rate, for 20 s at most; returns what was sent.
-async fn send_until_judged(app: &TestApp, peer: &mut EgressPeer, bytes: usize) -> Vec<u8> {
+pub async fn send_until_judged(app: &TestApp, peer: &mut EgressPeer, bytes: usize) -> Vec<u8> {
     let pcm = counter_pcm(bytes / 4 * 2_000, 1);
     let mut due = Instant::now();
     for (chunk, number) in pcm.chunks(bytes).zip(1..) {

@@ -67,6 +67,7 @@ async fn i8_the_segment_of_a_writer_that_panics_is_final_while_its_track_speaks_
         app.eventually("the first segment's row is final", ended).await;
         assert!(app.live("ana").await.is_some_and(|live| live["restarts"]["wavWriter"] == 1), "its track goes on: {}", app.log());
         peer.close_and_wait().await;
+        app.settled().await;
         let segments = app.items("/api/v1/recordings").await[0]["segments"].clone();
         let (mut kept, mut muted) = (Vec::new(), Vec::new());
         for segment in segments.as_array().unwrap() {
@@ -126,9 +127,8 @@ async fn d5_a_pause_that_is_filled_while_syncs_keep_failing_ends_no_track() {
     let pcm = counter_pcm(48_000 * 14, 1);
     let (before, behind) = pcm.split_at(192_000 * 10);
     peer.send_realtime(before).await.unwrap();
-    // A pause is what is sent.
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    peer.send_realtime(behind).await.unwrap();
+    peer.pause(std::time::Duration::from_secs(2)).await;
+    peer.go_on(behind).await.unwrap();
     let close = peer.close_and_wait().await;
     assert!(close.close_frame && close.code.is_none(), "the track was not ended: {close:?}\n{}", app.log());
     let ended = async || recorded(&app).await.remove(&0).filter(|track| track.ended);

@@ -3,7 +3,7 @@
 //! Owns one connection to the server under test. There is no WebSocket library in it, so a test decides every byte. The facts
 //! are those of `docs/FACTS.md`, egress socket; handshake, fragmentation and Close were also compared with what gorilla/websocket
 //! v1.5.3, the library LiveKit uses, puts on the wire. What the server sends is read in [`EgressPeer::poll_incoming`],
-//! [`EgressPeer::next_frame`], [`EgressPeer::send_realtime`] and the closing calls only, and must itself be correct WebSocket, else the peer panics.
+//! [`EgressPeer::next_frame`], [`EgressPeer::go_on`] and the closing calls only, and must itself be correct WebSocket, else the peer panics.
 
 use std::collections::VecDeque;
 use std::io;
@@ -96,6 +96,8 @@ pub struct EgressPeer {
     reset: bool,
     close_sent: bool,
     sent: Sent,
+    /// When the next chunk of what is sent in real time is due.
+    due: Instant,
 }
 
 impl EgressPeer {
@@ -137,7 +139,16 @@ impl EgressPeer {
             assert_eq!(header(&head, "sec-websocket-accept"), Some(ACCEPT), "wrong Sec-WebSocket-Accept in {head:?}");
             let chosen = header(&head, "sec-websocket-extensions").or(header(&head, "sec-websocket-protocol"));
             assert_eq!(chosen, None, "an extension or subprotocol was chosen in {head:?}");
-            Ok(Self { stream, unparsed, inbox: VecDeque::new(), ended: false, reset: false, close_sent: false, sent: Sent::default() })
+            Ok(Self {
+                stream,
+                unparsed,
+                inbox: VecDeque::new(),
+                ended: false,
+                reset: false,
+                close_sent: false,
+                sent: Sent::default(),
+                due: Instant::now(),
+            })
         })
         .await
     }
@@ -153,16 +164,27 @@ impl EgressPeer {
         Ok(())
     }
 
-    /// Sends PCM at real time on an absolute schedule, as a sender's clock does, and answers pings in between.
+    /// Sends PCM at real time on an absolute schedule that begins now, as a sender's clock does, and answers pings in between.
     pub async fn send_realtime(&mut self, pcm: &[u8]) -> io::Result<()> {
-        let mut due = Instant::now();
+        self.due = Instant::now();
+        self.go_on(pcm).await
+    }
+
+    /// Goes on with the schedule of what was sent before: whoever is late between two parts catches up, and leaves no hole.
+    pub async fn go_on(&mut self, pcm: &[u8]) -> io::Result<()> {
         for chunk in pcm.chunks(CHUNK_BYTES) {
-            sleep_until(due).await;
+            sleep_until(self.due).await;
             self.take_in().await;
             self.send_binary(chunk).await?;
-            due += CHUNK_TIME;
+            self.due += CHUNK_TIME;
         }
         Ok(())
+    }
+
+    /// Has nothing to say for so long, on the same schedule.
+    pub async fn pause(&mut self, time: Duration) {
+        self.due += time;
+        sleep_until(self.due).await;
     }
 
     /// Sends one binary message in one frame, whatever its size.
