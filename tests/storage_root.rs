@@ -102,6 +102,7 @@ async fn s3_a_link_beneath_the_storage_is_not_followed_for_reading_either() {
     let mut peer = EgressPeer::connect(app.addr, &path("ana", "RM")).await.unwrap();
     peer.send_pcm(&counter_pcm(4_800, 1)).await.unwrap();
     peer.close_and_wait().await;
+    app.settled().await;
     let media = app.items("/api/v1/recordings").await[0]["segments"][0]["media"].as_str().unwrap().to_owned();
     assert_eq!(app.get(&media).await.status, 200);
     let (file, elsewhere) = (app.wav_file(), app.dir.path().join("elsewhere.wav"));
@@ -126,6 +127,7 @@ async fn s3_where_a_sandbox_forbids_the_kernels_way_each_step_is_taken_without_l
         peer.close_and_wait().await;
         let files = app.wav_files().into_iter().filter(|file| file.parent() == Some(&app.audio_dir().join("RM")));
         assert_eq!(files.count(), number + 1, "{error}");
+        app.settled().await;
         let media = app.items("/api/v1/recordings").await[0]["segments"][0]["media"].as_str().unwrap().to_owned();
         assert_eq!(app.get(&media).await.body[44..], pcm[..], "{error}");
         symlink(&outside, app.audio_dir().join(error)).unwrap();
@@ -164,6 +166,7 @@ async fn s3_a_storage_that_is_moved_away_and_replaced_by_a_link_keeps_its_record
     let is_wav = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "wav");
     let files: Vec<PathBuf> = tree(&moved).into_iter().map(|(path, _)| path).filter(is_wav).collect();
     assert!(files.len() == 2 && files.iter().all(|file| read_wav(file).1 == pcm), "{files:?}");
+    app.settled().await;
     assert!(app.items("/api/v1/recordings").await.iter().all(|recording| recording["segments"][0]["endReason"] == "closed"));
 }
 
@@ -183,6 +186,7 @@ async fn s3_a_storage_that_is_deleted_is_made_anew_and_nobody_dies() {
     }
     assert_eq!(read_wav(&app.wav_file()).1, pcm, "the new one, in a new directory");
     assert!(app.log().contains("was deleted under the server, it is made anew"));
+    app.settled().await;
     assert_eq!(app.items("/api/v1/recordings").await.len(), 2);
     let healthy = async || (app.request("GET", "/health", &[], b"").await.status == 200).then_some(());
     app.eventually("it is healthy", healthy).await;

@@ -28,7 +28,7 @@ async fn d8_a_finished_file_has_a_sidecar_whose_hash_sha256sum_confirms() {
     app.settled().await;
     let pcm = counter_pcm(48_000, 7);
     let after_start = |time: chrono::DateTime<chrono::Utc>| time.timestamp_millis() - 1_000 * started;
-    let mut peer = EgressPeer::connect(app.addr, PATH).await.unwrap();
+    let mut peer = app.by_the_databases_word(async || EgressPeer::connect(app.addr, PATH).await).await.unwrap();
     let before = chrono::Utc::now();
     peer.send_pcm(&pcm[..96_000]).await.unwrap();
     app.received("ana", 96_000).await;
@@ -67,6 +67,7 @@ async fn d8_a_finished_file_has_a_sidecar_whose_hash_sha256sum_confirms() {
     // The API says the same, and `sha256sum -c` takes a line that is made of the sidecar.
     let row_has_it = async || app.items("/api/v1/recordings").await[0]["segments"][0]["sha256"].as_str().map(str::to_owned);
     assert_eq!(app.eventually("the row has it", row_has_it).await, text("sha256"));
+    app.settled().await;
     let segment = app.items("/api/v1/recordings").await[0]["segments"][0].clone();
     for member in ["recovered", "suspect", "tailUnverifiedMs", "sessionOffsetMs", "driftPpm", "frames", "bytes", "endReason"] {
         assert_eq!(segment[member], told[member], "{member}");
