@@ -31,7 +31,7 @@ async fn i8_a_starter_or_a_reconciler_that_panics_ends_the_process_which_every_f
         let mut app = autopilot(point).start().await;
         let speaker = speak(&app, 0, 600).await;
         assert_eq!(ended(&mut app).await, Some(70), "{}", app.log());
-        assert!(app.log().contains(&format!("the {name} panicked, the server ends")), "{}", app.log());
+        app.logged(&format!("the {name} panicked, the server ends")).await;
         let spoken = speaker.await.unwrap();
         let app = TestApp::builder().open().dir(&app.dir).start().await;
         for track in recorded(&app).await.values() {
@@ -67,7 +67,7 @@ async fn i8_a_journal_that_panics_ends_the_process_and_loses_nothing_that_was_ac
             speak(&app, 0, 600).await;
         }
         assert_eq!(ended(&mut app).await, Some(70), "{}", app.log());
-        assert!(app.log().contains(&format!("{name} panicked, the server ends")), "{}", app.log());
+        app.logged(&format!("{name} panicked, the server ends")).await;
         drop(database);
         let app = TestApp::builder().open().dir(&app.dir).start().await;
         let known = async || (app.get("/api/v1/sessions/RM_1").await.status == 200).then_some(());
