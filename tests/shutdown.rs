@@ -314,6 +314,7 @@ async fn i7_sigterm_ends_a_start_that_repairs_files_on_a_slow_disk() {
     let status = tokio::time::timeout(4 * PROMISED, child.wait()).await.expect("it ends").unwrap();
     assert_eq!(status.code(), Some(0));
     let app = stopped.restart().await;
+    app.settled().await;
     let items = app.items("/api/v1/recordings").await;
     let segment = &items.iter().find(|item| item["participant"] == "ana").unwrap()["segments"][0];
     assert_eq!(segment["endReason"], "crashed", "{segment}");
