@@ -1,7 +1,5 @@
 //! I8: a panic stays where it is.
 
-use std::time::Duration;
-
 use super::{all_final, continued, cut_short, failing, twenty_speak};
 use super::{recorded, speak, speech};
 use crate::support::egress_peer::{EgressPeer, counter_pcm};
