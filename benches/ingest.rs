@@ -30,6 +30,8 @@
 //! - **p99 to the file**: the class of the server's histogram `write_lag_seconds` that holds 99 of 100 appends of the window: from the arrival of a frame to its write.
 //! - **kill -9**: 20 tracks stream to a server of their own, which is killed; the loss is all that was sent by then, also what was under way, less what
 //!   the file holds before any repair.
+//! - **pauses, SIGTERM**: all tracks stream to a server of their own and say nothing for a second, all at once; then it is told to stop. What was due before the
+//!   signal and is in no file is told, with how late the generator was in it.
 //! - **lateness**: how far the load generator fell behind its schedule at worst. Above 1 s the figures are not valid, and it says so.
 //!
 //! Identical sinks came out within 7 % of each other on an idle machine (measured), and further apart when the cores had other work.
@@ -47,10 +49,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use rustix::process::{Resource, Rlimit};
 
-use crate::load::Lateness;
+use crate::load::{Lateness, Pause};
 use crate::process::SinkProcess;
 use crate::recordings::Verdict;
 use crate::scrape::Classes;
+use crate::stop::Stopped;
 
 #[path = "ingest/floor.rs"]
 mod floor;
@@ -64,6 +67,8 @@ mod process;
 mod recordings;
 #[path = "ingest/scrape.rs"]
 mod scrape;
+#[path = "ingest/stop.rs"]
+mod stop;
 
 /// Hidden argument under which this executable becomes the floor; its value is the directory to write to.
 const FLOOR_ARGUMENT: &str = "--floor-sink";
@@ -148,9 +153,11 @@ fn compare(options: &Options) -> anyhow::Result<bool> {
     let floor = measure("floor", options, &workspace, spawn_floor)?;
     let server = measure(SERVER, options, &workspace, spawn_server)?;
     let losses = kill::losses(&workspace.subdirectory("killed")?)?;
+    let stopped = stop::measure(&workspace.subdirectory("stopped")?, options.tracks)?;
 
     print_table(options, &floor, &server);
     print_server(&server, &losses);
+    print_stopped(options, &stopped);
     println!("\nwarm-up pass of the floor, not counted: {:.1} CPU µs/s audio", warm_up.cpu_micros_per_audio_second);
     Ok(floor.is_whole() && server.is_whole())
 }
@@ -236,7 +243,7 @@ fn stream(name: &'static str, options: &Options, directory: &Path, sink: &SinkPr
     let connections = load::connect(address, options.tracks)?;
 
     eprintln!("{name}: streaming for {} s", (WARM_UP + window).as_secs());
-    let streaming = load::start(connections, chunks_per_track)?;
+    let streaming = load::start(connections, chunks_per_track, Pause::default())?;
     sleep_until(streaming.started_at() + WARM_UP);
     let lags = || if name == SERVER { Classes::read(address, WRITE_LAG) } else { Ok(Classes::default()) };
     let lags_before = lags()?;
@@ -327,6 +334,18 @@ fn print_server(server: &Measurement, losses: &[Duration]) {
     let median = losses.get(losses.len() / 2).copied().unwrap_or_default();
     let figure = format!("at most {} ms, {} ms in the middle, of {} tracks", worst.as_millis(), median.as_millis(), losses.len());
     target("a kill -9 loses ≤250 ms", figure, worst <= Duration::from_millis(TARGET_LOSS_MS));
+}
+
+fn print_stopped(options: &Options, Stopped { lag_p99_ms, filled, took, complaint, sealed, missing }: &Stopped) {
+    let class = lag_p99_ms.map_or("above every class".to_owned(), |bound| format!("at most {bound} ms"));
+    let is_met = lag_p99_ms.is_some_and(|bound| bound <= TARGET_LAG_MS);
+    target("p99 to the file ≤250 ms while the pauses of all tracks are filled", format!("{class}, {filled} of {} filled", options.tracks), is_met);
+    let figure =
+        format!("{:.1} s, {sealed} of {} sealed, at most {} ms of what was due missing", took.as_secs_f64(), options.tracks, missing.as_millis());
+    target("a SIGTERM amid all of them ends within 10 s", figure, complaint.is_none() && *sealed == usize::from(options.tracks));
+    if let Some(complaint) = complaint {
+        println!("{SERVER}: {complaint}");
+    }
 }
 
 fn target(claim: &str, figure: String, is_met: bool) {

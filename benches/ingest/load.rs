@@ -212,14 +212,21 @@ pub struct Streamed {
     pub faults: Vec<String>,
 }
 
+/// All tracks at once say nothing for a while, and do not catch up: as when egress cannot reach its sink for longer than it keeps audio.
+#[derive(Clone, Copy, Default)]
+pub struct Pause {
+    pub after_chunks: u32,
+    pub lasts: Duration,
+}
+
 /// Starts the threads that send `chunks` messages on every connection.
-pub fn start(mut connections: Vec<Connection>, chunks: u32) -> anyhow::Result<Streaming> {
+pub fn start(mut connections: Vec<Connection>, chunks: u32, pause: Pause) -> anyhow::Result<Streaming> {
     let started_at = Instant::now() + Duration::from_millis(50);
     let mut writers = Vec::new();
     while !connections.is_empty() {
         let share = connections.split_off(connections.len().saturating_sub(TRACKS_PER_WRITER));
         let writer = thread::Builder::new().name("writer".to_owned());
-        writers.push(writer.spawn(move || write(share, chunks, started_at)).context("cannot start a writer")?);
+        writers.push(writer.spawn(move || write(share, chunks, pause, started_at)).context("cannot start a writer")?);
     }
     Ok(Streaming { started_at, writers })
 }
@@ -259,12 +266,16 @@ impl Streaming {
     }
 }
 
-fn write(mut connections: Vec<Connection>, chunks: u32, started_at: Instant) -> (Vec<Connection>, Lateness) {
+fn write(mut connections: Vec<Connection>, chunks: u32, pause: Pause, started_at: Instant) -> (Vec<Connection>, Lateness) {
     let mut lateness = Lateness::default();
     let mut frame = [0; FRAME_BYTES];
     frame.iter_mut().zip(FRAME_HEADER).for_each(|(byte, header)| *byte = header);
 
     for chunk in 0..chunks {
+        if connections.iter().all(|connection| connection.fault.is_some()) {
+            break;
+        }
+        let started_at = if chunk < pause.after_chunks { started_at } else { started_at + pause.lasts };
         for slot in 0..SLOTS {
             let due = started_at + CHUNK_INTERVAL * chunk + SLOT_INTERVAL * u32::from(slot);
             thread::sleep(due.saturating_duration_since(Instant::now()));

@@ -86,15 +86,40 @@ pub fn hashed(directory: &Path) -> anyhow::Result<usize> {
     Ok(count)
 }
 
-/// The frames that a track's files hold of what was streamed, from the first one on, up to the first that is not in its place.
-pub fn frames_in_place(directory: &Path, track: u16) -> anyhow::Result<u64> {
+/// The sidecars below `directory`.
+pub fn sealed(directory: &Path) -> anyhow::Result<usize> {
     let mut files = HashMap::new();
     collect(directory, &mut files)?;
-    let Some(file) = files.remove(&format!("TR{track}")).and_then(|files| files.into_iter().next()) else { return Ok(0) };
+    Ok(files.values().flatten().filter(|file| file.with_extension("wav.json").exists()).count())
+}
+
+/// What a track's file holds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kept {
+    /// Frames of what was streamed, from the first one on, up to the first that is not in its place.
+    pub in_place: u64,
+    /// Frames of silence between them.
+    pub silent: u64,
+}
+
+/// # Errors
+/// When there is something that cannot be read.
+pub fn kept(directory: &Path, track: u16) -> anyhow::Result<Kept> {
+    let mut files = HashMap::new();
+    collect(directory, &mut files)?;
+    let Some(file) = files.remove(&format!("TR{track}")).and_then(|files| files.into_iter().next()) else { return Ok(Kept::default()) };
     let bytes = fs::read(&file)?;
     let (frames, _) = bytes.get(HEADER_BYTES..).unwrap_or_default().as_chunks();
-    let in_place = frames.iter().zip(seed(track)..).take_while(|(frame, wanted)| u32::from_le_bytes(**frame) == *wanted);
-    Ok(u64::try_from(in_place.count())?)
+    let mut wanted = seed(track);
+    let mut kept = Kept::default();
+    for frame in frames {
+        match u32::from_le_bytes(*frame) {
+            0 => kept.silent += 1,
+            frame if frame == wanted => (kept.in_place, wanted) = (kept.in_place + 1, wanted + 1),
+            _ => break,
+        }
+    }
+    Ok(kept)
 }
 
 /// Maps the last part of each WAV file's name to the files that end so.
