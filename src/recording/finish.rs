@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use super::notes;
 use super::root::Directory;
 use super::sidecar::Sidecar;
 use super::syncer::{Syncer, Watched};
+use super::{moving, notes};
 
 /// A file that is cut to its length, its name, and the directory of that. Until this is dropped no repair touches the file, for it is locked.
 pub struct Finished {
@@ -34,6 +34,7 @@ impl Finished {
             self.call_suspect(sidecar);
             return Err(error);
         }
+        moving::remove(directory, name);
         let named = drafted.and_then(|()| outcomes.next().unwrap_or(Ok(()))).and_then(|()| Sidecar::publish_in(directory, name));
         if let Err(error) = named.and_then(|()| syncer.sync_now(directory.handle())) {
             log::error!("a finished file has no sidecar yet file={name:?} error={error}");
@@ -45,6 +46,7 @@ impl Finished {
 
     /// Nobody asks the disk again, who would be told that all is well.
     fn call_suspect(&self, sidecar: Sidecar) {
+        moving::remove(&self.directory, &self.name);
         let suspect = Sidecar { suspect: true, end_reason: "failed".to_owned(), ..sidecar };
         if let Err(error) = suspect.write_in(&self.directory, &self.name) {
             log::error!("a suspect file has no sidecar yet file={:?} error={error}", self.name);

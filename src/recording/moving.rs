@@ -2,7 +2,7 @@
 //!
 //! Silence that a sender left out is put in front of what has come since, which makes room for it. Killed in the middle of that, the file would hold some
 //! audio twice, or nowhere; so a repair puts back what was written down, and the append is as if it had never begun. A record counts for as long as the
-//! header declares no more than it did then: it is the last thing that an append writes.
+//! header declares no more than it did then: it is the last thing that an append writes. It stays until its file is on the disk to its end.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -30,7 +30,6 @@ struct Head {
 #[derive(Debug)]
 pub struct Moving {
     directory: Directory,
-    name: String,
     end: u64,
     audio: Vec<u8>,
     record: Arc<File>,
@@ -52,7 +51,7 @@ impl Moving {
             Ok(record)
         });
         match written {
-            Ok(record) => Ok(Self { directory: directory.clone(), name, end, audio, record: Arc::new(record) }),
+            Ok(record) => Ok(Self { directory: directory.clone(), end, audio, record: Arc::new(record) }),
             Err(error) => {
                 forget(directory.remove(&name), &name);
                 Err(error)
@@ -65,8 +64,8 @@ impl Moving {
     }
 
     /// What must be on the disk before anything moves.
-    pub fn wanted(&self) -> [Arc<File>; 2] {
-        [Arc::clone(&self.record), self.directory.handle()]
+    pub fn wanted(&self) -> Vec<Arc<File>> {
+        vec![Arc::clone(&self.record), self.directory.handle()]
     }
 
     /// Makes the audio that moves what it was.
@@ -76,20 +75,15 @@ impl Moving {
     pub fn put_back(&self, file: &File) -> io::Result<()> {
         put_back(file, self.end, &self.audio)
     }
-
-    /// The audio is where it belongs.
-    pub fn forget(self) {
-        forget(self.directory.remove(&self.name), &self.name);
-    }
 }
 
 /// What was written down of a move that has not come to its end.
-pub struct Unfinished {
+pub struct Begun {
     end: u64,
     audio: Vec<u8>,
 }
 
-impl Unfinished {
+impl Begun {
     /// What was moving in a file that nobody writes any more. A record that is torn was written when nothing had moved yet.
     ///
     /// # Errors
@@ -103,7 +97,7 @@ impl Unfinished {
         let mut header = [0; 44];
         file.read_exact_at(&mut header, 0)?;
         let declared = wav_header::declared(&header).map_or(0, |(_, bytes)| bytes);
-        Ok(read(&text).filter(|unfinished| declared <= unfinished.end))
+        Ok(read(&text).filter(|begun| declared <= begun.end))
     }
 
     /// How long the file was.
@@ -121,7 +115,13 @@ impl Unfinished {
     }
 }
 
-/// The sidecar is there, and nothing is repaired any more.
+/// The file is on the disk, and nothing moves any more.
+pub fn remove(directory: &Directory, file: &str) {
+    let name = name_of(file);
+    forget(directory.remove(&name), &name);
+}
+
+/// The same of a file that only its path tells.
 pub fn remove_of(media: &Path) {
     let path = path_of(media);
     forget(std::fs::remove_file(&path), &path.to_string_lossy());
@@ -132,11 +132,11 @@ fn put_back(file: &File, end: u64, audio: &[u8]) -> io::Result<()> {
     file.write_all_at(audio, HEADER_BYTES + end.saturating_sub(bytes))
 }
 
-fn read(text: &[u8]) -> Option<Unfinished> {
+fn read(text: &[u8]) -> Option<Begun> {
     let (head, audio) = text.split_at_checked(text.iter().position(|byte| *byte == b'\n')?)?;
     let (head, audio): (Head, &[u8]) = (serde_json::from_slice(head).ok()?, audio.get(1..)?);
     let is_whole = audio.len() == head.bytes && crc32fast::hash(audio) == head.crc32;
-    is_whole.then(|| Unfinished { end: head.end, audio: audio.to_vec() })
+    is_whole.then(|| Begun { end: head.end, audio: audio.to_vec() })
 }
 
 fn forget(removed: io::Result<()>, name: &str) {
@@ -231,8 +231,8 @@ mod tests {
     fn d2_a_repair_that_is_killed_while_it_puts_audio_back_is_done_again() {
         let stage = Stage::set(4_000);
         stage.file.write_all_at(&vec![0; 8_000], HEADER_BYTES + (END - 4_000) as u64).expect("emptied");
-        let unfinished = Unfinished::of(&stage.file, &stage.media()).expect("read").expect("there");
-        unfinished.undo(&stage.file).expect("undone");
+        let begun = Begun::of(&stage.file, &stage.media()).expect("read").expect("there");
+        begun.undo(&stage.file).expect("undone");
         stage.file.write_all_at(&[0; 400], HEADER_BYTES + (END - 4_000) as u64).expect("half of it");
         assert!(stage.repaired() == noise(END));
     }
@@ -247,12 +247,25 @@ mod tests {
     }
 
     #[test]
+    fn a_file_whose_record_cannot_be_read_waits_for_its_repair() {
+        let stage = Stage::set(4_000);
+        stage.file.write_all_at(&vec![0; 8_000], HEADER_BYTES + (END - 4_000) as u64).expect("emptied");
+        let record = stage.dir.path().join("RM_1/.x.wav.move");
+        let elsewhere = stage.dir.path().join("elsewhere");
+        std::fs::rename(&record, &elsewhere).expect("moved");
+        std::os::unix::fs::symlink(&elsewhere, &record).expect("a link, which is not followed");
+        assert!(repair(&Interrupted::file(stage.media())).is_err());
+        std::fs::rename(&elsewhere, &record).expect("back");
+        assert!(stage.repaired() == noise(END));
+    }
+
+    #[test]
     fn a_record_that_is_torn_was_written_before_anything_moved() {
         let whole = std::fs::read(Stage::set(400).dir.path().join("RM_1/.x.wav.move")).expect("read");
         for length in (0..whole.len()).step_by(7) {
             let stage = Stage::set(400);
             std::fs::write(stage.dir.path().join("RM_1/.x.wav.move"), &whole[..length]).expect("torn");
-            assert!(Unfinished::of(&stage.file, &stage.media()).expect("read").is_none(), "{length} bytes of it");
+            assert!(Begun::of(&stage.file, &stage.media()).expect("read").is_none(), "{length} bytes of it");
             assert!(stage.repaired() == noise(END));
         }
     }

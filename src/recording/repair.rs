@@ -16,7 +16,7 @@ use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 
 use self::measured::Measured;
 use super::lock;
-use super::moving::{self, Unfinished};
+use super::moving::{self, Begun};
 use super::notes::{self, Known};
 use super::root::rename_without_replacing;
 use super::sidecar::{self, Sidecar, no_follow};
@@ -95,8 +95,8 @@ fn repair_since(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemT
                 unsynced.draft = unsynced.sidecar.draft(&interrupted.path)?;
             }
             unsynced.draft.sync_all()?;
-            sidecar::publish(&interrupted.path)?;
             moving::remove_of(&interrupted.path);
+            sidecar::publish(&interrupted.path)?;
             if unsynced.is_all_told {
                 notes::remove_of(&interrupted.path);
             }
@@ -140,8 +140,9 @@ fn mend(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) ->
     if metadata.len() < Measured::least_bytes(container) {
         return Ok(Mended::Ready(Outcome::Bad(set_aside(path, mode)?)));
     }
-    let unfinished = if container == Container::Wav { moving_in(&file, path) } else { None };
-    let length = unfinished.as_ref().map_or(metadata.len(), Unfinished::file_bytes);
+    // Where it cannot be read, nobody knows what the file should hold: it is tried again.
+    let moving = if container == Container::Wav { Begun::of(&file, path)? } else { None };
+    let length = moving.as_ref().map_or(metadata.len(), Begun::file_bytes);
     let measured = Measured::of(&file, length, container, interrupted.format)?;
     // What cannot be read is left, for somebody to look at.
     let noted = notes::read(path)
@@ -154,19 +155,11 @@ fn mend(interrupted: &Interrupted, mode: Mode, booted_at: Option<SystemTime>) ->
         return Ok(Mended::Ready(Outcome::Recovered(sidecar)));
     }
     let draft = sidecar.draft(path)?;
-    if let Some(unfinished) = unfinished {
-        unfinished.undo(&file)?;
+    if let Some(moving) = moving {
+        moving.undo(&file)?;
     }
     measured.mend(&file)?;
     Ok(Mended::Unsynced(Unsynced { file, draft, sidecar, is_all_told }))
-}
-
-/// What cannot be read is left, for somebody to look at.
-fn moving_in(file: &File, path: &Path) -> Option<Unfinished> {
-    Unfinished::of(file, path).unwrap_or_else(|error| {
-        log::error!("what was moving in an interrupted file cannot be read and is left path={path:?} error={error}");
-        None
-    })
 }
 
 fn describe(interrupted: &Interrupted, measured: &Measured, noted: &Known, modified: SystemTime, booted_at: Option<SystemTime>) -> Sidecar {

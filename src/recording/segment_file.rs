@@ -32,8 +32,8 @@ use crate::audio::level::is_digital_silence;
 /// The unit in which files leave out zeros; the block size of ext4, XFS and others.
 const BLOCK_BYTES: u64 = 4096;
 
-/// How long an append waits for the disk to have what is written down of what it moves: as long as a power cut may take (D3).
-const MOVE_IS_NOTED: Duration = Duration::from_secs(1);
+/// How long an append waits for the disk to have what it moves: as long as a power cut may take (D3).
+const MOVE_IS_SYNCED: Duration = Duration::from_secs(1);
 
 /// A stretch of a recording.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,6 +87,8 @@ pub struct SegmentFile {
     is_untidy: bool,
     /// What that append moves: it ends where the audio does that counts.
     moving: Option<Moving>,
+    /// That is where it belongs already, by the append that comes next.
+    is_prepared: bool,
     syncer: Syncer,
 }
 
@@ -109,6 +111,7 @@ impl SegmentFile {
             file_bytes: 0,
             is_untidy: false,
             moving: None,
+            is_prepared: false,
             syncer: syncer.clone(),
         };
         segment.relative = place.keep(segment.append(first), time, |time| name.file(time))?;
@@ -135,50 +138,71 @@ impl SegmentFile {
         self.data_bytes
     }
 
-    /// Writes down, and hands to the disk, what an append of these pieces moves. No thread waits for it.
+    /// Has what an append of these pieces moves written down, and copied to where it belongs, both on the disk: then its place may be emptied. No thread
+    /// waits for the disk. Contract: comes before each append but the first.
     ///
     /// # Errors
-    /// When the job was lost, and the file with it. Beside the file, whatever the file system says; then nothing has moved.
-    pub async fn prepare(mut self, pieces: &Arc<[Piece]>, pool: &AppendPool) -> Result<(Self, io::Result<()>), Lost> {
-        let behind = self.moved_by(pieces.first());
-        if behind == 0 {
+    /// When a job was lost, and the file with it. Beside the file, whatever the file system says; then nothing has moved, or the next append takes it back.
+    pub async fn prepare(self, pieces: &[Piece], pool: &AppendPool) -> Result<(Self, io::Result<()>), Lost> {
+        let (behind, bytes) = self.moved_by(pieces.first());
+        if behind == 0 && !self.is_untidy {
             return Ok((self, Ok(())));
         }
-        let (file, noted) = pool
-            .run(move || {
-                let tidied = if self.is_untidy { self.take_back() } else { Ok(()) };
-                let noted = tidied.and_then(|()| self.note_move(behind));
-                (self, noted)
-            })
-            .await?;
-        let outcome = match noted {
-            // Of a suspect file nothing is sure any more, and a disk that takes longer keeps no promise.
+        let tidy = move |file: &mut Self| {
+            if file.is_untidy {
+                file.take_back()?;
+            }
+            if behind > 0 { file.note_move(behind) } else { Ok(Vec::new()) }
+        };
+        let (mut file, mut outcome) = self.on_disk(tidy, pool).await?;
+        if behind > 0 && outcome.is_ok() {
+            (file, outcome) = file.on_disk(move |file| file.copy_back(behind, bytes), pool).await?;
+            file.is_prepared = outcome.is_ok();
+        }
+        Ok((file, outcome))
+    }
+
+    /// Does something and waits until the disk has what that tells, unless it takes too long: then it keeps no promise. Nor is anything sure of a file that is
+    /// suspect.
+    async fn on_disk<W>(mut self, work: W, pool: &AppendPool) -> Result<(Self, io::Result<()>), Lost>
+    where
+        W: FnOnce(&mut Self) -> io::Result<Vec<Arc<File>>> + Send + 'static,
+    {
+        let done = move || {
+            let wanted = work(&mut self);
+            (self, wanted)
+        };
+        let (file, wanted) = pool.run(done).await?;
+        let outcome = match wanted {
             Ok(wanted) if !file.is_suspect() => {
-                let synced = tokio::time::timeout(MOVE_IS_NOTED, file.syncer.sync_for(&file.watched, wanted)).await;
+                let synced = tokio::time::timeout(MOVE_IS_SYNCED, file.syncer.sync_for(&file.watched, wanted)).await;
                 synced.unwrap_or(Ok(()))
             }
-            noted => noted.map(drop),
+            wanted => wanted.map(drop),
         };
         Ok((file, outcome))
     }
 
-    /// How many bytes of audio a piece moves. No more than there are: the rest is in an earlier segment.
-    fn moved_by(&self, first: Option<&Piece>) -> u64 {
-        if let Some(Piece::Missing { behind, .. }) = first { (*behind).min(self.data_bytes) } else { 0 }
+    /// How many bytes of audio a piece moves, and how far. No more than there are: the rest is in an earlier segment.
+    fn moved_by(&self, first: Option<&Piece>) -> (u64, u64) {
+        if let Some(Piece::Missing { behind, bytes }) = first { ((*behind).min(self.data_bytes), *bytes) } else { (0, 0) }
     }
 
     /// Returns what must be on the disk before anything moves.
-    fn note_move(&mut self, behind: u64) -> io::Result<[Arc<File>; 2]> {
+    fn note_move(&mut self, behind: u64) -> io::Result<Vec<Arc<File>>> {
         let mut audio = vec![0; usize::try_from(behind).unwrap_or(usize::MAX)];
         self.file.read_exact_at(&mut audio, HEADER_BYTES + self.data_bytes - behind)?;
         let moving = self.moving.insert(Moving::note(&self.directory, &file_name(&self.relative), self.data_bytes, audio)?);
         Ok(moving.wanted())
     }
 
-    fn forget_move(&mut self) {
-        if let Some(moving) = self.moving.take() {
-            moving.forget();
-        }
+    /// Writes the last `behind` bytes `bytes` further back. Where they began, zeros are to follow. Returns what must be on the disk before that.
+    fn copy_back(&mut self, behind: u64, bytes: u64) -> io::Result<Vec<Arc<File>>> {
+        self.is_untidy = true;
+        let (end, audio) = (HEADER_BYTES + self.data_bytes, self.moving.as_ref().map_or(&[][..], Moving::audio));
+        self.file.write_all_at(audio, end - behind + bytes)?;
+        self.file_bytes = self.file_bytes.max(end + bytes);
+        Ok(vec![Arc::clone(&self.file)])
     }
 
     /// Appends whole pieces and then declares them in the header. After an error nothing of them counts or is in the way.
@@ -208,7 +232,7 @@ impl SegmentFile {
     fn count(&mut self, end: u64) {
         self.data_bytes = end;
         self.is_untidy = false;
-        self.forget_move();
+        self.moving = None;
         self.watched.note_written();
     }
 
@@ -223,13 +247,14 @@ impl SegmentFile {
         }
         self.file_bytes = end;
         self.is_untidy = false;
-        self.forget_move();
+        self.is_prepared = false;
+        self.moving = None;
         self.watched.note_written();
         Ok(())
     }
 
     fn write_or_take_back(&mut self, pieces: &[Piece]) -> io::Result<u64> {
-        if self.is_untidy {
+        if self.is_untidy && !std::mem::take(&mut self.is_prepared) {
             self.take_back()?;
         }
         self.is_untidy = true;
@@ -248,12 +273,15 @@ impl SegmentFile {
         for piece in pieces {
             match piece {
                 Piece::Audio(audio) => self.write_sparse(HEADER_BYTES + end, audio)?,
-                Piece::Missing { bytes, .. } => {
-                    // At the end the hole is made by extending the file.
-                    let behind = self.moved_by(Some(piece));
+                Piece::Missing { .. } => {
+                    // Only the first piece of an append moves anything. At the end the hole is made by extending the file.
+                    let (behind, bytes) = self.moved_by(Some(piece));
                     if behind > 0 {
-                        self.move_back(behind, *bytes)?;
-                        hole = Some((HEADER_BYTES + end - behind, *bytes));
+                        if self.moving.is_none() {
+                            self.note_move(behind)?;
+                            self.copy_back(behind, bytes)?;
+                        }
+                        hole = Some((HEADER_BYTES + end - behind, bytes));
                     }
                 }
                 Piece::Lost(_) | Piece::Muted(_) => {}
@@ -282,19 +310,6 @@ impl SegmentFile {
         self.watched.has_failed()
     }
 
-    /// Writes the last `behind` bytes `bytes` further back. Where they began, zeros are to follow.
-    ///
-    /// Contract: only the first piece of an append moves anything, and an append moves once.
-    fn move_back(&mut self, behind: u64, bytes: u64) -> io::Result<()> {
-        if self.moving.is_none() {
-            self.note_move(behind)?;
-        }
-        let (start, moving) = (HEADER_BYTES + self.data_bytes - behind, self.moving.as_ref());
-        self.file.write_all_at(moving.map_or(&[], Moving::audio), start + bytes)?;
-        self.file_bytes = self.file_bytes.max(HEADER_BYTES + self.data_bytes + bytes);
-        Ok(())
-    }
-
     /// Corrects the declared format. The audio stays as it is.
     ///
     /// # Errors
@@ -309,8 +324,7 @@ impl SegmentFile {
     ///
     /// # Errors
     /// Whatever the file system says.
-    pub fn discard(mut self) -> io::Result<()> {
-        self.forget_move();
+    pub fn discard(self) -> io::Result<()> {
         self.directory.remove(&file_name(&self.relative))
     }
 
@@ -324,7 +338,6 @@ impl SegmentFile {
         if self.is_untidy {
             self.take_back()?;
         }
-        self.forget_move();
         if self.file.metadata()?.len() != HEADER_BYTES + bytes {
             self.file.set_len(HEADER_BYTES + bytes)?;
         }

@@ -176,8 +176,9 @@ impl Syncer {
     ///
     /// # Errors
     /// What the disk says: then the file is suspect, also if it is said when nobody waits any more.
-    pub fn sync_for(&self, watched: &Watched, files: [Arc<File>; 2]) -> impl Future<Output = io::Result<()>> + Send + use<> {
-        let asked = files.map(|file| self.shared.ask(file, watched.inner.device, Arc::downgrade(&watched.inner)));
+    pub fn sync_for(&self, watched: &Watched, files: Vec<Arc<File>>) -> impl Future<Output = io::Result<()>> + Send + use<> {
+        let ask = |file| self.shared.ask(file, watched.inner.device, Arc::downgrade(&watched.inner));
+        let asked: Vec<_> = files.into_iter().map(ask).collect();
         async move {
             for asked in asked {
                 asked?.await.map_err(|_| stopped())??;
@@ -325,7 +326,7 @@ impl Shared {
             match jobs.as_slice() {
                 [only] if only.whole => only.file.sync_all(),
                 [only] => only.file.sync_data(),
-                _ => rustix::fs::syncfs(self.whole(first)).map_err(io::Error::from),
+                _ => rustix::fs::syncfs(self.whole(first).as_ref().unwrap_or(&first.file)).map_err(io::Error::from),
             }
         }));
         let outcome = synced.unwrap_or_else(|_| Err(io::Error::other("the sync panicked")));
@@ -335,19 +336,21 @@ impl Shared {
         self.tell(jobs, &outcome);
     }
 
-    /// Through what the file system of a job's file is synced.
-    fn whole(&self, job: &Job) -> Arc<File> {
+    /// Through what the file system of a job's file is synced, if it is kept.
+    fn whole(&self, job: &Job) -> Option<Arc<File>> {
         let state = self.lock();
-        let kept = state.kept.iter().find(|(device, _)| *device == job.device).map(|(_, directory)| directory);
-        Arc::clone(kept.unwrap_or(&job.file))
+        state.kept.iter().find(|(device, _)| *device == job.device).map(|(_, directory)| Arc::clone(directory))
     }
 
     fn tell(&self, jobs: Vec<Job>, outcome: &io::Result<()>) {
         if let Err(error) = outcome {
             self.counts.note_failure();
             log::error!("what was written may not be on the disk: a sync failed files={} error={error}", jobs.len());
-            if let [first, _, ..] = jobs.as_slice() {
-                self.suspect_all(first.device);
+            match jobs.as_slice() {
+                // The file system has counted it too, and would tell it when other files are open.
+                [only] if self.whole(only).is_some_and(|kept| rustix::fs::syncfs(kept).is_err()) => self.suspect_all(only.device),
+                [first, _, ..] => self.suspect_all(first.device),
+                [] | [_] => {}
             }
         }
         for job in jobs {
@@ -555,7 +558,7 @@ mod tests {
         // A pipe cannot be synced.
         let (_, pipe) = std::io::pipe().expect("a pipe");
         let pipe = Arc::new(File::from(std::os::fd::OwnedFd::from(pipe)));
-        drop(syncer.sync_for(&watched, [Arc::clone(&pipe), pipe]));
+        drop(syncer.sync_for(&watched, vec![pipe]));
         let failed = async {
             while !watched.has_failed() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -589,7 +592,7 @@ mod tests {
         let job = |device| Job { file: Arc::clone(&file), device, since: Instant::now(), whole: true, of: Weak::new(), is_due: false, asked: None };
         let device = directory.metadata().expect("looked at").dev();
         syncer.keep(Arc::clone(&directory)).expect("kept");
-        assert!(Arc::ptr_eq(&syncer.shared.whole(&job(device)), &directory));
-        assert!(Arc::ptr_eq(&syncer.shared.whole(&job(device + 1)), &file), "of another there is none");
+        assert!(syncer.shared.whole(&job(device)).is_some_and(|kept| Arc::ptr_eq(&kept, &directory)));
+        assert!(syncer.shared.whole(&job(device + 1)).is_none(), "of another there is none");
     }
 }

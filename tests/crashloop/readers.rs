@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::machine::{has_tools, output};
@@ -34,7 +34,7 @@ impl Held {
         assert!(44 + declared <= bytes.len(), "{}: {declared} bytes are declared, {} are there", path.display(), bytes.len() - 44);
         assert_eq!(declared % 4, 0, "{}: a torn frame is declared", path.display());
         let ended = sidecar(&path).map(|told| told["endReason"].as_str().unwrap().to_owned());
-        let is_moving = path.with_file_name(format!(".{}.move", path.file_name().unwrap().to_str().unwrap())).exists();
+        let is_moving = moving_at(&path).is_some_and(|end| declared as u64 <= end);
         Self { frames: declared as u64 / 4, pcm: bytes[44..44 + declared].to_vec(), ended, is_moving, path }
     }
 
@@ -54,6 +54,13 @@ impl Held {
         assert!(silent == 0 || silent >= LEAST_HOLE, "{}: {silent} frames of silence are nobody's", self.path.display());
         Some((first, spoken().last()?))
     }
+}
+
+/// What a file declared when audio was last about to move in it, if that was written down whole.
+fn moving_at(path: &Path) -> Option<u64> {
+    let record = std::fs::read(path.with_file_name(format!(".{}.move", path.file_name()?.to_str()?))).ok()?;
+    let head: serde_json::Value = serde_json::from_slice(record.split(|byte| *byte == b'\n').next()?).ok()?;
+    head["end"].as_u64()
 }
 
 /// Reads all files, or says what is wrong.

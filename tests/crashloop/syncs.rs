@@ -236,9 +236,11 @@ async fn d3_what_moves_is_written_down_and_synced_before_its_place_is_emptied() 
         let written = calls.iter().filter(|(_, done, call)| matches!(call, Call::Data(written) if *written == record) && *done <= emptied);
         let last = written.map(|(_, done, _)| *done).fold(0.0, f64::max);
         assert!(last > 0.0, "{file}: nothing is written down when it is emptied at {emptied}");
-        for synced in [record.as_str(), "room"] {
-            let is_there = calls.iter().any(|(begun, done, call)| call.syncs(synced) && *begun >= last && *done <= emptied);
-            assert!(is_there, "{synced}: emptied at {emptied}, written down at {last}");
-        }
+        let synced = |file: &str, since: f64| calls.iter().any(|(begun, done, call)| call.syncs(file) && *begun >= since && *done <= emptied);
+        assert!(synced(&record, last) && synced("room", last), "{record}: emptied at {emptied}, written down at {last}");
+        // The first that is written behind that is the copy.
+        let copied = calls.iter().filter(|(begun, _, call)| *begun >= last && matches!(call, Call::Data(written) if written == file));
+        let copied = copied.map(|(_, done, _)| *done).fold(f64::INFINITY, f64::min);
+        assert!(copied <= emptied && synced(file, copied), "{file}: emptied at {emptied}, copied at {copied}");
     }
 }
