@@ -267,9 +267,12 @@ impl BufferActor {
     /// Silence that may be missing in front of audio of this segment is put into it before the next one begins.
     fn segment_is_full(&self) -> bool {
         let (Appended { segment_bytes: bytes, gaps }, limit) = (self.segment, self.params.writer.limit_bytes);
-        let may_be_filled = (self.sample_clock.is_undecided() || self.spool.moves_audio()) && self.spool.taken_bytes() > self.hole_at;
+        if bytes < limit && gaps < MAX_GAPS {
+            return false;
+        }
         let latest = MAX_SEGMENT_BYTES.min(limit + self.params.format.bytes_in(LATEST_ROTATION));
-        (bytes >= limit || gaps >= MAX_GAPS) && (bytes >= latest || !may_be_filled)
+        let may_be_filled = self.sample_clock.is_undecided() && self.spool.taken_bytes() > self.hole_at || self.spool.moves_audio();
+        bytes >= latest || gaps >= 2 * MAX_GAPS || !may_be_filled
     }
 
     fn on_appended(&mut self, reply: Result<Result<Appended, RecordingError>, MailboxError>, batch: Batch, generation: u32, ctx: &mut Context<Self>) {
