@@ -88,7 +88,7 @@ impl Row {
 fn recovered(sidecar: &Sidecar, mode: Mode) -> String {
     let mut what = if mode == Mode::DryRun { "to be repaired" } else { "repaired" }.to_owned();
     if sidecar.suspect {
-        what.push_str(", but not synced: suspect");
+        what.push_str(", but suspect: what was written of it may not be on the disk");
     }
     if sidecar.tail_unverified_ms > 0 {
         what.push_str(&format!(", the last {} ms may be spoilt", sidecar.tail_unverified_ms));

@@ -31,7 +31,7 @@ struct Last {
 
 /// A look at a disk that may hang, in a thread: whoever asks before it has come back waits for the same one.
 #[derive(Debug)]
-pub struct OneLook<T>(Option<JoinHandle<T>>);
+pub struct OneLook<T>(Option<(Instant, JoinHandle<T>)>);
 
 impl<T> Default for OneLook<T> {
     fn default() -> Self {
@@ -42,7 +42,9 @@ impl<T> Default for OneLook<T> {
 impl<T: Send + 'static> OneLook<T> {
     /// `None` for one that does not come back in time. It stays, also when whoever waits goes.
     pub async fn within(&mut self, deadline: Duration, look: impl FnOnce() -> T + Send + 'static) -> Option<Result<T, JoinError>> {
-        let looking = self.0.get_or_insert_with(|| spawn_blocking(look));
+        // One that has come back when nobody waited tells how it was then.
+        self.0.take_if(|(began, looking)| looking.is_finished() && began.elapsed() > deadline);
+        let (_, looking) = self.0.get_or_insert_with(|| (Instant::now(), spawn_blocking(look)));
         let found = tokio::time::timeout(deadline, looking).await.ok()?;
         self.0 = None;
         Some(found)

@@ -201,7 +201,7 @@ fn forget(removed: io::Result<()>, file: &str) {
 /// What was noted of a file: nothing of most.
 ///
 /// # Errors
-/// What the file system says.
+/// What the file system says, or [`io::ErrorKind::InvalidData`] where a whole line is none of ours.
 pub fn read(media: &Path) -> io::Result<Known> {
     let file = media.file_name().unwrap_or_default().to_string_lossy();
     parsed(no_follow(OpenOptions::new().read(true)).open(media.with_file_name(name_of(&file))))
@@ -222,8 +222,14 @@ fn parsed(opened: io::Result<File>) -> io::Result<Known> {
         read => read?,
     };
     let (mut known, mut gaps) = (Known::default(), Vec::new());
-    // The last one may be torn.
-    for line in text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok()) {
+    let mut lines = text.split(|byte| *byte == b'\n').peekable();
+    while let Some(line) = lines.next() {
+        let line: Line = match serde_json::from_slice(line) {
+            Ok(line) => line,
+            // The last one may be torn.
+            Err(_) if lines.peek().is_none() => break,
+            Err(error) => return Err(error.into()),
+        };
         gaps.truncate(line.kept_gaps);
         gaps.extend(line.gaps);
         known.mute_spans.truncate(line.kept_mute_spans);
@@ -380,6 +386,18 @@ mod tests {
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), &notes).expect("a link, which is not followed");
         assert!(matches!(repair(&Interrupted::file(media)), Ok(Outcome::Recovered(sidecar)) if sidecar.suspect));
         assert!(notes.is_symlink());
+    }
+
+    #[test]
+    fn d5_a_line_that_is_none_of_ours_may_have_said_that_a_sync_failed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let media = dir.path().join("x.wav");
+        std::fs::write(&media, [wav_header::encode(PcmFormat::LIVEKIT, 0).to_vec(), vec![1; 400]].concat()).expect("written");
+        let notes = dir.path().join(".x.wav.notes");
+        std::fs::write(&notes, [&[0; 40][..], b"\n"].concat()).expect("zeros that a power cut left");
+        assert_eq!(read(&media).map_err(|error| error.kind()), Err(io::ErrorKind::InvalidData));
+        let Ok(Outcome::Recovered(sidecar)) = repair(&Interrupted::file(media)) else { panic!("it is repaired") };
+        assert!(sidecar.suspect && notes.exists());
     }
 
     #[test]

@@ -155,8 +155,8 @@ impl Worker {
                     Ok(Outcome::Hashed(sha256)) => hashed.push((SegmentId::new(id), sha256)),
                     Ok(Outcome::Stopped) => return self.store.set_hashes(hashed).await,
                     Ok(Outcome::Spoilt) => {
-                        self.spoilt.insert(id.clone());
-                        self.store.call_suspect(SegmentId::new(id)).await?;
+                        self.store.call_suspect(SegmentId::new(id.clone())).await?;
+                        self.spoilt.insert(id);
                     }
                     Err(error) => {
                         // Who moved it away knows.
@@ -233,7 +233,9 @@ impl Worker {
 fn complete(directory: &Directory, name: &str, sidecar: Sidecar, is_beside: bool, stop: &AtomicBool) -> io::Result<Outcome> {
     let started = Instant::now();
     let Some(hashed) = sha256_of(directory.open_file(name)?, stop)? else { return Ok(Outcome::Stopped) };
-    if hashed.bytes != sidecar.file_bytes() {
+    // What a repair could not use stays behind what it could.
+    let is_as_sealed = hashed.bytes == sidecar.file_bytes() || sidecar.recovered && hashed.bytes > sidecar.file_bytes();
+    if !is_as_sealed {
         let (bytes, sealed) = (hashed.bytes, sidecar.file_bytes());
         log::error!(
             "a finished file is not as long as it was sealed, it gets no hash and is suspect file={name:?} bytes={bytes} sealed_bytes={sealed}"
