@@ -133,7 +133,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     };
     patiently(|| async { replay::write_rows(&journal, &store).await.map_err(halted) }).await?;
     let shelves = shelves(&root, &video_root);
-    let unfinished = patiently_at_work(|| async { recovery::recover(&store, &shelves).await.map_err(database) }).await?;
+    let remaining = patiently_at_work(|| async { recovery::recover(&store, &shelves).await.map_err(database) }).await?;
 
     let watchdog = Watchdog::start().map_err(StartError::Thread)?;
     watchdog.watch_this_thread();
@@ -144,7 +144,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let (budget, lag) = (Arc::new(spool(&config)), Arc::<WriteLag>::default());
     register_kept(&metrics, &budget, &lag, &disk, &pipeline_log);
     let syncer = syncer([&root, &video_root]).map_err(StartError::Thread)?;
-    register_durable(&metrics, &syncer, &journal, &unfinished.unrepaired());
+    register_durable(&metrics, &syncer, &journal, &remaining.unrepaired());
     register_video_disk(&metrics, &video_disk);
     let [storage, video_storage] = [disk, video_disk].map(|disk| {
         actix_rt::spawn(keep_measuring(Arc::clone(&disk)));
@@ -170,7 +170,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
         watchdog: watchdog.clone(),
         service: service(&config)?,
     });
-    let hasher = Hasher::start(store.clone(), shelves, unfinished.looked()).map_err(StartError::Thread)?;
+    let hasher = Hasher::start(store.clone(), shelves, remaining.looked()).map_err(StartError::Thread)?;
     let registry = launch_vital("registry", SessionRegistry::new(store.clone(), journal.clone(), config.ingest.stall_after));
     vital::watch(&watchdog, &registry);
     replay_into(&registry, journal.clone(), store.clone());
@@ -225,7 +225,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
             storages: [Arc::clone(&storage), Arc::clone(&video_storage)],
             totals,
             syncer,
-            unrepaired: unfinished.unrepaired(),
+            unrepaired: remaining.unrepaired(),
             watchdog: watchdog.clone(),
         }),
         storage,
@@ -239,7 +239,7 @@ pub async fn start(config: Config) -> Result<Server, StartError> {
     let (address, handle, serving) = listen(&config, doors, watchdog)?;
     log::info!("listening address={address}");
     tell_service_manager(NotifyState::Ready);
-    end_with_its_panic("repair of what an earlier run left", actix_rt::spawn(recovery::go_on(store.clone(), unfinished)));
+    end_with_its_panic("repair of what an earlier run left", actix_rt::spawn(recovery::go_on(store.clone(), remaining)));
     Ok(Server { address, admin_key, mint, store, registry, starter: starter.map(|(starter, _)| starter), pipeline_log, hasher, handle, serving })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `<audio dir>/<meetingId>/<timestamp>_<room>_<participant>_<track>.wav`, and below the video directory the same with `.h264` or `.ivf`. Every part goes through [`safe_part`]; nothing else reaches a path.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
@@ -67,13 +68,15 @@ pub fn below(audio_dir: &Path, relative: &str) -> Option<PathBuf> {
     plain.then(|| audio_dir.join(relative))
 }
 
-/// The same, for work that goes by path: `None` also where a directory on the way is a link. What is found by looking is found without.
-pub fn straight_below(directory: &Path, relative: &str) -> Option<PathBuf> {
-    let path = below(directory, relative)?;
-    let (root, parent) = (directory.canonicalize().ok()?, path.parent()?);
-    let beneath = parent.strip_prefix(directory).ok()?;
-    let is_straight = parent.canonicalize().map_or(true, |real| real == root.join(beneath));
-    is_straight.then_some(path)
+/// The same, for work that goes by path. What is found by looking is found without.
+///
+/// # Errors
+/// What the file system says; [`io::ErrorKind::NotFound`] for a path that leaves the directory, by itself or by a directory on the way that is a link.
+pub fn straight_below(directory: &Path, relative: &str) -> io::Result<PathBuf> {
+    let path = below(directory, relative).ok_or(io::ErrorKind::NotFound)?;
+    let parent = path.parent().ok_or(io::ErrorKind::NotFound)?;
+    let beneath = parent.strip_prefix(directory).map_err(io::Error::other)?;
+    if parent.canonicalize()? == directory.canonicalize()?.join(beneath) { Ok(path) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
 #[cfg(test)]
@@ -128,10 +131,14 @@ mod tests {
         std::fs::create_dir_all(root.join("RM")).expect("made");
         std::os::unix::fs::symlink(&root, &link).expect("the operator's link");
         std::os::unix::fs::symlink("RM", root.join("RM_2")).expect("linked");
-        // What is not there is no link.
+        // What is not there is not found either.
         for directory in [&root, &link] {
-            let found = ["RM/x.wav", "x.wav", "RM_3/x.wav", "RM_2/x.wav", "../x.wav"].map(|path| straight_below(directory, path));
-            assert_eq!(found, [Some("RM/x.wav"), Some("x.wav"), Some("RM_3/x.wav"), None, None].map(|path| Some(directory.join(path?))));
+            let found = ["RM/x.wav", "x.wav", "RM_3/x.wav", "RM_2/x.wav", "../x.wav"]
+                .map(|path| straight_below(directory, path).map_err(|error| error.kind()));
+            assert_eq!(
+                found,
+                [Some("RM/x.wav"), Some("x.wav"), None, None, None].map(|path| path.map(|path| directory.join(path)).ok_or(io::ErrorKind::NotFound))
+            );
         }
     }
 

@@ -23,7 +23,7 @@ use crate::db::rows::{ClosedSegment, EndReason};
 use crate::db::{DbError, Store};
 use crate::ids::{RecordingId, SegmentId, new_row_id};
 use crate::recording::lock;
-use crate::recording::path::straight_below;
+use crate::recording::path::{below, straight_below};
 use crate::recording::repair::{Adopted, Found, Interrupted, Mode, Outcome, adopt, look, repair_all, repair_each};
 use crate::recording::root::Root;
 use crate::video::codec::Container;
@@ -51,7 +51,7 @@ pub type Unrepaired = Arc<AtomicU64>;
 
 /// What is still to be done when the server listens.
 #[derive(Debug)]
-pub struct Unfinished {
+pub struct Remaining {
     /// What another process writes, or the disk does not let be repaired now.
     left: Vec<Leftovers>,
     /// Where nobody has looked yet for files that no row speaks of.
@@ -62,7 +62,7 @@ pub struct Unfinished {
     looked: Arc<AtomicBool>,
 }
 
-impl Unfinished {
+impl Remaining {
     pub fn unrepaired(&self) -> Unrepaired {
         Arc::clone(&self.unrepaired)
     }
@@ -97,7 +97,7 @@ impl When {
 ///
 /// # Errors
 /// What the database says. What is wrong with a file is logged.
-pub async fn recover(store: &Store, shelves: &[Shelf]) -> Result<Unfinished, DbError> {
+pub async fn recover(store: &Store, shelves: &[Shelf]) -> Result<Remaining, DbError> {
     let since = SystemTime::now() - TICK;
     let (mut left, mut unseen) = (Vec::new(), Vec::new());
     for shelf in shelves {
@@ -118,12 +118,12 @@ pub async fn recover(store: &Store, shelves: &[Shelf]) -> Result<Unfinished, DbE
     close_recordings(store, store.open_recordings().await?).await?;
     left.retain(|left| left.count() > 0);
     let unrepaired = Arc::new(AtomicU64::new(left.iter().map(Leftovers::count).sum()));
-    Ok(Unfinished { left, unseen, since, unrepaired, looked: Arc::default() })
+    Ok(Remaining { left, unseen, since, unrepaired, looked: Arc::default() })
 }
 
 /// Looks for the files of which the database never heard and seals them, and tries again what could not be repaired until nothing is left.
-pub async fn go_on(store: Store, unfinished: Unfinished) {
-    let Unfinished { left, unseen, since, unrepaired, looked } = unfinished;
+pub async fn go_on(store: Store, remaining: Remaining) {
+    let Remaining { left, unseen, since, unrepaired, looked } = remaining;
     // A look may take minutes, and the others do not wait for it.
     let known = left.iter().map(Leftovers::count).sum();
     let strays = async {
@@ -244,11 +244,19 @@ impl Leftovers {
     }
 }
 
+/// A path that leaves the directory, by itself or by a link, is none: there is no such file. Where the disk does not tell, it does not let it be repaired either.
+fn path_of(directory: &Path, relative: &str) -> PathBuf {
+    match straight_below(directory, relative) {
+        Ok(path) => path,
+        Err(error) if error.kind() == ErrorKind::NotFound => PathBuf::new(),
+        Err(_) => below(directory, relative).unwrap_or_default(),
+    }
+}
+
 fn interrupted(row: &SegmentInContext, directory: &Path) -> Interrupted {
     let segment = &row.segment;
     Interrupted {
-        // A path that leaves the directory, by itself or by a link, is none: there is no such file.
-        path: straight_below(directory, &segment.path).unwrap_or_default(),
+        path: path_of(directory, &segment.path),
         segment_id: Some(SegmentId::new(segment.id.clone())),
         meeting_id: Some(row.meeting_id.clone()),
         room_name: Some(row.room_name.clone()),

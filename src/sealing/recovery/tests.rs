@@ -38,7 +38,7 @@ impl Stage {
         path
     }
 
-    async fn recovered(&self) -> Unfinished {
+    async fn recovered(&self) -> Remaining {
         recover(&self.store, std::slice::from_ref(&self.shelf)).await.expect("the database answers")
     }
 }

@@ -34,7 +34,7 @@ impl Keeper {
     pub(super) async fn close_abandoned(&mut self, abandoned: Vec<Abandoned>) {
         for Abandoned { segment, is_said } in abandoned {
             let (root, relative, interrupted) = (self.root.clone(), segment.path.clone(), self.interrupted(&segment));
-            let work = move || repair(&Interrupted { path: path_of(&root, &relative), ..interrupted });
+            let work = move || repair(&Interrupted { path: path_of(&root, &relative)?, ..interrupted });
             let repaired = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)));
             let (id, path) = (&segment.id, &segment.path);
             let closed = match repaired {
@@ -83,9 +83,9 @@ impl Keeper {
 }
 
 /// Where a file is by now. A path that leaves the directory, by itself or by a link, is none: there is no such file.
-fn path_of(root: &Root, relative: &str) -> PathBuf {
+fn path_of(root: &Root, relative: &str) -> io::Result<PathBuf> {
     let directory = root.whereabouts().unwrap_or_else(|_| root.path().to_owned());
-    straight_below(&directory, relative).unwrap_or_default()
+    straight_below(&directory, relative)
 }
 
 /// How the row of a segment ends of which nothing can be played, as after a start (`sealing::recovery`).
