@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use rustix::process::{Resource, Rlimit};
 
+use crate::load::Pause;
 use crate::process::SinkProcess;
 
 #[path = "ingest/load.rs"]
@@ -94,7 +95,7 @@ fn soak(options: &Options) -> anyhow::Result<bool> {
     let mut sink = spawn_server(directory.path(), segment)?;
     let connections = load::connect(sink.address(), options.tracks)?;
     println!("{} tracks for {} s in segments of {} s", options.tracks, options.time.as_secs(), segment.as_secs());
-    let streaming = load::start(connections, load::chunks_in(options.time))?;
+    let streaming = load::start(connections, load::chunks_in(options.time), Pause::default())?;
 
     let (mut checker, mut samples) = (Checker::new(directory.path().join("storage/egress/audio")), Vec::new());
     let every = (options.time / 40).clamp(Duration::from_millis(250), Duration::from_secs(60));

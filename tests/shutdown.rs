@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::support::egress_peer::{BINARY, CloseSeen, EgressPeer, counter_pcm, frame};
 use crate::support::machine::{has_tools, skip};
-use crate::support::test_app::{TestApp, parse_response, read_wav};
+use crate::support::test_app::{Stopped, TestApp, parse_response, read_wav};
 
 /// 10 s are promised of a service manager's patience; four times that decide.
 const PROMISED: Duration = Duration::from_secs(10);
@@ -22,14 +22,9 @@ async fn connect(app: &TestApp, participant: &str) -> EgressPeer {
     EgressPeer::connect(app.addr, &format!("/egress-audio?roomName=room&participant={participant}&trackId=TR_{participant}")).await.unwrap()
 }
 
-/// What was not sealed before the end, or not written in time, is by the next start.
-fn is_late(log: &str) -> bool {
-    ["not sealed in time", "the rows of a track follow later"].iter().any(|words| log.contains(words))
-}
-
-/// How segments end that a server with this log had open when it was told to stop.
-fn ends(log: &str) -> &'static [&'static str] {
-    if log.contains("not sealed in time") { &["shutdown", "crashed"] } else { &["shutdown"] }
+/// How segments end that a server had open when it was told to stop.
+fn ends(stopped: &Stopped) -> &'static [&'static str] {
+    if stopped.is_late() { &["shutdown", "crashed"] } else { &["shutdown"] }
 }
 
 /// The PCM of the only segment of each participant's recording, by participant, after asserting how it ended.
@@ -66,7 +61,7 @@ async fn what_was_read_just_before_the_signal_is_recorded() {
     let (status, _, stopped) = app.terminate().await;
     assert_eq!(status.code(), Some(0));
     let app = stopped.restart().await;
-    let recorded = sealed(&app, ends(&stopped.log)).await;
+    let recorded = sealed(&app, ends(&stopped)).await;
     assert!(recorded[0].1 == pcm, "{} of {} bytes", recorded[0].1.len(), pcm.len());
 }
 
@@ -113,8 +108,8 @@ async fn sigterm_seals_twenty_tracks_and_their_rows_and_tells_each_peer() {
         assert_told(&told.await.unwrap());
     }
     let app = stopped.restart().await;
-    assert!(!app.log().contains("left open") || is_late(&stopped.log), "every row was final: {}", app.log());
-    let sealed = sealed(&app, ends(&stopped.log)).await;
+    assert!(!app.log().contains("left open") || stopped.is_late(), "every row was final: {}", app.log());
+    let sealed = sealed(&app, ends(&stopped)).await;
     assert_eq!((sealed.len(), app.wav_files().len()), (20, 20));
     for ((participant, pcm), (name, before)) in sealed.into_iter().zip(expected) {
         assert_eq!(participant, name);

@@ -131,11 +131,12 @@ async fn d5_where_what_moves_cannot_be_synced_its_file_is_suspect_and_the_next_s
     let file = app.wav_file();
     let moving = file.with_file_name(format!(".{}.move", file.file_name().unwrap().to_str().unwrap()));
     let Some(failing) = Strace::inject(&app, Some("fsync"), "error=EIO:when=1", Some(&moving)) else { return };
-    // A pause that is filled where audio has come since.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // A pause that is filled where audio has come since. It was a longer one where strace took its time.
+    peer.send_realtime(&[]).await.unwrap();
+    peer.pause(Duration::from_secs(2)).await;
     let mut rest = rest.chunks(19_200);
     while app.wav_files().len() < 2 {
-        peer.send_realtime(rest.next().expect("it is filled within a minute")).await.unwrap();
+        peer.go_on(rest.next().expect("it is filled within a minute")).await.unwrap();
     }
     drop(failing);
     let bytes = peer.sent().audio_bytes;

@@ -10,6 +10,7 @@ pub mod livekit_proxy;
 pub mod machine;
 pub mod postgres_proxy;
 pub mod speaker;
+pub mod stalls;
 pub mod strace;
 pub mod test_app;
 pub mod video;

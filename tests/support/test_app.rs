@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::egress_peer::{EgressPeer, Refusal};
 pub use super::http::{Response, parse_response, request};
+use super::stalls::{Stalls, Wants};
 
 pub const API_KEY: &str = "test-key";
 pub const API_SECRET: &str = "a-livekit-secret-for-tests-0123456789";
@@ -400,15 +401,16 @@ impl TestApp {
 
     /// SIGTERM, and the wait for the end.
     pub async fn terminate(mut self) -> (ExitStatus, Duration, Stopped) {
-        let start = Instant::now();
+        let (stalls, start) = (Stalls::watch(self.dir.path(), Wants::Disk), Instant::now());
         self.signal(rustix::process::Signal::TERM);
         let status = tokio::time::timeout(Duration::from_secs(40), self.child.wait()).await;
         let status = status.unwrap_or_else(|_| panic!("the server does not end:\n{}", self.log())).expect("waited for");
-        (status, start.elapsed(), self.stopped().await)
+        let took = start.elapsed();
+        (status, took, Stopped { stall: stalls.longest(), ..self.stopped().await })
     }
 
     async fn stopped(self) -> Stopped {
-        Stopped { dir: Arc::clone(&self.dir), log: self.log(), env: self.env.clone(), args: self.args.clone() }
+        Stopped { dir: Arc::clone(&self.dir), log: self.log(), stall: Duration::ZERO, env: self.env.clone(), args: self.args.clone() }
     }
 }
 
@@ -416,11 +418,20 @@ impl TestApp {
 pub struct Stopped {
     pub dir: Arc<TempDir>,
     pub log: String,
+    /// How long the disk let nobody write while it ended.
+    stall: Duration,
     env: BTreeMap<String, String>,
     args: Vec<String>,
 }
 
 impl Stopped {
+    /// Whether it had no time to seal its files or to write its rows, which a disk that stands still for a second may take: each step has 4 s, for 2 or 3
+    /// waits for it.
+    pub fn is_late(&self) -> bool {
+        let tells = ["not sealed in time", "the rows of a track follow later"].iter().any(|words| self.log.contains(words));
+        tells && self.stall > Duration::from_secs(1)
+    }
+
     /// As [`TestApp::wav_files`], with nobody at work on them.
     pub fn wav_files(&self) -> Vec<PathBuf> {
         wav_files(&audio_dir(&self.dir))
