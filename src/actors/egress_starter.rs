@@ -115,6 +115,8 @@ pub struct EgressStarter {
     stopping: bool,
     syncing: bool,
     sync_again: bool,
+    /// Whose tries were over while rows were being read.
+    answered_meanwhile: HashSet<StartId>,
     wake: Option<(Instant, SpawnHandle)>,
 }
 
@@ -133,6 +135,7 @@ impl EgressStarter {
             stopping: false,
             syncing: false,
             sync_again: false,
+            answered_meanwhile: HashSet::new(),
             wake: None,
         }
     }
@@ -144,6 +147,7 @@ impl EgressStarter {
             self.sync_again = true;
             return;
         }
+        self.answered_meanwhile.clear();
         let store = self.tools.store.clone();
         ctx.spawn(async move { store.own_egresses().await }.into_actor(self).map(|rows, starter, ctx| {
             starter.syncing = false;
@@ -162,6 +166,11 @@ impl EgressStarter {
         let open: HashSet<&StartId> = rows.iter().map(|egress| &egress.id).collect();
         self.jobs.retain(|id, _| open.contains(id));
         for egress in rows {
+            if self.answered_meanwhile.contains(&egress.id) {
+                // Read before its try was over: it may be due by this, and is put off by now.
+                self.sync_again = true;
+                continue;
+            }
             let connected = self.is_connected(&egress, ctx);
             let known = self.jobs.get(&egress.id).map(|job| job.phase);
             let (id, next) = (egress.id.clone(), next_phase(&egress, known, connected, self.times()));
@@ -238,6 +247,9 @@ impl EgressStarter {
 
     fn attempted(&mut self, id: &StartId, round: Round, attempted: Attempted, ctx: &mut Context<Self>) {
         let now = Instant::now();
+        if self.syncing {
+            self.answered_meanwhile.insert(id.clone());
+        }
         match attempted {
             Attempted::Agreed => self.pacer.succeeded(),
             Attempted::PutOff { was_busy: true, .. } => {
